@@ -1,0 +1,37 @@
+# Needs Python 3.11 or newer, make and git. Every target makes the virtual environment it runs in.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: help demo test lint bench tv clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+# Written last, so that an interrupted installation is done again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test,experiments]'
+	@touch $@
+
+demo: $(READY)  ## learn a TV denoiser from photographs; prints a table, writes a figure
+	$(BIN)/python experiments/demo.py
+
+test: $(READY)  ## run the tests; options go in ARGS="-k certificate"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)  ## speed of the TV kernels and of the lower-level solvers
+	$(BIN)/python experiments/bench_kernels.py
+	$(BIN)/python experiments/bench_lower.py
+
+tv: $(READY)  ## the paper's TV experiment; reads kodak/ in the folder BILEVEL_DATA
+	$(BIN)/python experiments/tv.py
+
+clean:  ## remove the environment, caches and build leftovers
+	rm -rf .venv .pytest_cache .ruff_cache .jax_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""The inequalities that make the certificates: pure functions of norms and constants, one equation each.
+
+Notation: rho = grad_x h(x, theta), H = d2h/dx2, J = d2h/dxdtheta, q the computed adjoint, delta >= ||H q - grad_x g||,
+eps >= ||x - xhat||, u the unit roundoff of the dtype. Source: Salehi, Mukherjee, Roberts, Ehrhardt, arXiv 2308.10098,
+with residuals in place of tolerances, and the roundings added.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Scalar = Float[Array, ""]
+
+
+def unit_roundoff(dtype) -> float:
+    """u: half the distance from 1 to the next number of `dtype`."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def rounding(L: Scalar, norm: Scalar, u: float) -> Scalar:
+    """u L ||x||: the size of the rounding in grad_x h(x) (with ||q||: in H q)."""
+    return u * L * norm
+
+
+def lower_error(residual: Scalar, rounding: Scalar, mu: Scalar) -> Scalar:
+    """eps = (||rho|| + u L ||x||) / mu  >=  ||x - xhat||, by mu-strong convexity."""
+    return (residual + rounding) / mu
+
+
+def value_error(norm_g_x: Scalar, eps: Scalar, L_upper: Scalar, value: Scalar, size: int, u: float) -> Scalar:
+    """||grad_x g(x)|| eps + L_g eps^2 / 2 + u sqrt(size) |g|  >=  |g(x) - f(theta)|."""
+    return norm_g_x * eps + L_upper * eps**2 / 2 + u * math.sqrt(size) * jnp.abs(value)
+
+
+def convex_lower_value_error(norm_g_x: Scalar, eps: Scalar, value: Scalar, size: int, u: float) -> Scalar:
+    """||grad_x g(x)|| eps + u sqrt(size) |g|  >=  g(x) - f(theta), for g convex in x."""
+    return norm_g_x * eps + u * math.sqrt(size) * jnp.abs(value)
+
+
+def adjoint_error(eps: Scalar, delta: Scalar, mu: Scalar, M_H: Scalar, L_upper: Scalar) -> Scalar:
+    """eta_q = (M_H eps + delta + L_g eps) / mu  >=  ||q - qhat||.
+
+    From H(xhat)(q - qhat) = (H(xhat) - H(x)) q + (H(x) q - grad_x g(x)) + (grad_x g(x) - grad_x g(xhat)).
+    """
+    return (M_H * eps + delta + L_upper * eps) / mu
+
+
+def hypergradient_error(
+    eps: Scalar, eta_q: Scalar, J: Scalar, M_J: Scalar, L_J: Scalar, L_upper_theta: Scalar
+) -> Scalar:
+    """omega = ||J|| eta_q + M_J eps + L_J eps eta_q + L_gtheta eps  >=  ||z - grad f||.
+
+    From J(x)^T q - J(xhat)^T qhat = (J(x) - J(xhat))^T q + J(xhat)^T (q - qhat), ||J(xhat)|| <= ||J(x)|| + L_J eps.
+    """
+    return J * eta_q + M_J * eps + L_J * eps * eta_q + L_upper_theta * eps
+
+
+def lanczos_steps(size: int, relative_error: float = 0.5, failure: float = 1e-10) -> int:
+    """The k for which k Lanczos steps from a random start give lambda_max <= ritz / (1 - e) with failure probability
+
+        1.648 sqrt(size) exp(-sqrt(e) (2 k - 1))  <=  failure       (Kuczynski, Wozniakowski 1992, theorem 4.2).
+    """
+    log_ratio = math.log(1.648 * math.sqrt(size) / failure)
+    return math.ceil((log_ratio / math.sqrt(relative_error) + 1) / 2)

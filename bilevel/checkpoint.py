@@ -1,0 +1,82 @@
+"""Save and load a run: one .npz of plain arrays, written beside the old file and moved over it in one step.
+
+No pickle. A fingerprint of the data, the method and the versions goes with the arrays, since a run resumed under
+others would not be the run that was interrupted.
+"""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jaxlib
+import numpy as np
+from jaxtyping import PyTree
+
+
+def fingerprint(problem: PyTree, method: Any, options: dict[str, Any]) -> dict[str, str]:
+    """What a resumed run must share with the interrupted one, by name: data, method, options, versions."""
+    digest = hashlib.sha256(str(jax.tree.structure(problem)).encode())
+    for leaf in jax.tree.leaves((problem, options)):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "data, theta0, x0 or bounds": digest.hexdigest(),
+        "method": repr(method),
+        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}",
+    }
+
+
+def save(path: str | os.PathLike, state: PyTree, history: dict[str, list], prints: dict[str, str]) -> None:
+    """Write the checkpoint atomically. Raises OSError (a full disk, say) with the old file untouched."""
+    path = Path(path)
+    arrays = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
+    arrays |= {f"fingerprint/{name}": np.asarray(text) for name, text in prints.items()}
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike, like: PyTree, prints: dict[str, str]) -> tuple[PyTree, dict[str, list]]:
+    """The state, in the structure of `like`, and the history. Raises ValueError if the file is missing, damaged, or
+    from a run with other data, method or versions."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: check the path, or start afresh without resume=True")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"the checkpoint {path} is damaged ({error}): start afresh without resume=True") from error
+    for name, text in prints.items():
+        saved = str(arrays.get(f"fingerprint/{name}", "nothing"))
+        if saved != text:
+            raise ValueError(
+                f"the checkpoint {path} belongs to another run, its {name} differ: it has {saved}, this run {text}. "
+                "Resume with what the run was started with, or start afresh without resume=True"
+            )
+    leaves, structure = jax.tree.flatten(like)
+    try:
+        restored = [_like(leaf, arrays[f"state/{i}"]) for i, leaf in enumerate(leaves)]
+    except KeyError as error:
+        raise ValueError(f"the checkpoint {path} is damaged: it lacks {error}") from error
+    history = {k.removeprefix("history/"): list(v) for k, v in arrays.items() if k.startswith("history/")}
+    return jax.tree.unflatten(structure, restored), history
+
+
+def _like(leaf: Any, array: np.ndarray) -> Any:
+    """The saved array as what it was: a JAX array laid out like `leaf`, or a Python number."""
+    if eqx.is_array(leaf):
+        return jax.device_put(array, leaf.sharding)
+    return type(leaf)(array)

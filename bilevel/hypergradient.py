@@ -1,0 +1,170 @@
+"""The inexact hypergradient and its certificate, from residuals that were measured, not asked for.
+
+    H q = grad_x g   to   delta = ||H q - grad_x g||,        z = grad_theta g - J^T q
+    eta_q = (M_H eps + delta + L_g eps) / mu  >=  ||q - qhat||
+    omega = ||J|| eta_q + M_J eps + L_J eps eta_q  >=  ||z - grad f||
+
+Section 3 of arXiv 2308.10098, with actual residuals, and products with q bounded where the problem can.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from . import bounds as inequalities
+from .estimates import DIRECTIONS, ball_directions, cross_norm, cross_norm_cost, lipschitz
+from .krylov import conjugate_gradients
+from .lower import AbstractLowerSolver, LowerSolution, descend
+from .problem import (
+    AbstractProblem,
+    Bounds,
+    Scalar,
+    Vector,
+    cross_transpose_product,
+    hessian_product,
+    lower_gradient,
+)
+from .results import RESULTS
+
+Count = Int[Array, ""]
+
+
+class Point(eqx.Module):
+    """A solved lower level and the upper level's interval: g(x) - low <= f(theta) <= g(x) + error."""
+
+    lower: LowerSolution
+    value: Scalar
+    value_error: Scalar
+    norm_g_x: Scalar
+    certified: bool = eqx.field(static=True)
+
+
+class Hypergradient(eqx.Module):
+    """z and omega >= ||z - grad f||; the adjoint q and its residual delta; the kind of certificate.
+
+    `certificate` is "proven", "probable" (||J|| by Lanczos: fails with probability at most 1e-10) or "estimated".
+    """
+
+    gradient: Vector
+    norm: Scalar
+    error: Scalar
+    q: Vector
+    delta: Scalar
+    result: RESULTS
+    lower_gradients: Count
+    hessian_products: Count
+    cross_products: Count
+    certificate: str = eqx.field(static=True)
+
+
+def reads_theta(problem: AbstractProblem, x: Vector, theta: Vector) -> bool:
+    """Whether g reads theta at all, from its trace."""
+    jaxpr = jax.make_jaxpr(problem.upper)(x, theta).jaxpr
+    inputs = set(jaxpr.invars[len(jax.tree.leaves(x)) :])
+    return any(v in inputs for eqn in jaxpr.eqns for v in eqn.invars if not hasattr(v, "val"))
+
+
+def evaluate(
+    problem: AbstractProblem, solver: AbstractLowerSolver, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count
+) -> Point:
+    """Solve the lower level to eps from x0 and bound |g(x) - f(theta)|. Traceable."""
+    constants = problem.constants(theta)
+    lower = descend(problem, solver, theta, x0, eps, max_cost)
+    value, g_x = jax.value_and_grad(problem.upper)(lower.x, theta)
+    if (L_upper := constants.L_upper) is None:
+        directions = ball_directions(lower.x, g_x, lower.x)
+        L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, lower.x, lower.error, directions)
+    norm_g_x = optax.tree.norm(g_x)
+    size, u = optax.tree.size(lower.x), inequalities.unit_roundoff(value.dtype)
+    error = inequalities.value_error(norm_g_x, lower.error, L_upper, value, size, u)
+    return Point(lower, value, error, norm_g_x, lower.certified and constants.L_upper is not None)
+
+
+def certificate_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
+    """What `differentiate` costs beside its conjugate gradients: J^T q, and whatever must be estimated."""
+    declared = jax.eval_shape(lambda x, theta: problem.bounds(x, theta, x, jnp.zeros(())), x, theta)
+    cost = 1 + (cross_norm_cost(x, theta) if declared.J is None else 0)
+    cost += 1 + DIRECTIONS if declared.M_H is None else 0
+    cost += DIRECTIONS if declared.M_J is None or declared.L_J is None else 0
+    return cost
+
+
+def differentiate(
+    problem: AbstractProblem, theta: Vector, lower: LowerSolution, q0: Vector, delta: Scalar, max_cost: Count
+) -> Hypergradient:
+    """Solve the adjoint system to delta from q0, form z, bound its error. max_cost > `certificate_cost`. Traceable."""
+    x, eps = lower.x, lower.error
+    u = inequalities.unit_roundoff(eps.dtype)
+    constants = problem.constants(theta)
+    g_x, g_theta = jax.grad(problem.upper, argnums=(0, 1))(x, theta)
+    overhead = certificate_cost(problem, x, theta)
+    solution = conjugate_gradients(
+        lambda v: hessian_product(problem, x, theta, v),
+        g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
+    )  # fmt: skip
+    q = solution.q
+    Jq = cross_transpose_product(problem, x, theta, q)
+    z = optax.tree.sub(g_theta, Jq)
+
+    noise = inequalities.rounding(lower.L, optax.tree.norm(q), u)
+    declared = problem.bounds(x, theta, q, eps)
+    known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, Jq)
+    if not lower.certified:
+        certificate = "estimated"
+    achieved = solution.residual + noise
+    eta_q = inequalities.adjoint_error(eps, achieved, lower.mu, known.M_H, L_upper)
+    omega = inequalities.hypergradient_error(eps, eta_q, known.J, known.M_J, known.L_J, L_upper_theta)
+
+    result = RESULTS.where(achieved <= delta * (1 + 1e-6), RESULTS.converged, RESULTS.accuracy_floor)
+    capped = (achieved > delta) & (solution.products >= max_cost - overhead)
+    result = RESULTS.where(capped, RESULTS.max_cost_reached, result)
+    result = RESULTS.where(solution.negative_curvature, RESULTS.not_strongly_convex, result)
+    norm = optax.tree.norm(z)
+    result = RESULTS.where(jnp.isfinite(norm) & jnp.isfinite(solution.residual), result, RESULTS.non_finite)
+    extra_hessian = 1 + DIRECTIONS if declared.M_H is None else 0
+    return Hypergradient(
+        z, norm, omega, q, achieved, result,
+        lower_gradients=jnp.asarray(0, jnp.int32),
+        hessian_products=solution.products + extra_hessian,
+        cross_products=jnp.asarray(overhead - extra_hessian, jnp.int32),
+        certificate=certificate,
+    )  # fmt: skip
+
+
+def _complete(problem, constants, declared, x, theta, q, eps, g_x, Jq):
+    """The bounds with every `None` estimated, L_upper, L_upper_theta, and what the certificate is worth."""
+    estimated = False
+    certain = True
+    directions = ball_directions(x, g_x, q)
+    J, M_H, M_J, L_J = declared.J, declared.M_H, declared.M_J, declared.L_J
+    if J is None:
+        J, certain = cross_norm(problem, x, theta)
+    if M_H is None:
+        estimated = True
+
+        def product(x):
+            return hessian_product(problem, x, theta, q)
+
+        M_H = lipschitz(product, product(x), x, eps, directions)
+    if M_J is None or L_J is None:
+        estimated = True
+        quotient = lipschitz(lambda x: cross_transpose_product(problem, x, theta, q), Jq, x, eps, directions)
+        norm_q = optax.tree.norm(q)
+        M_J = quotient if M_J is None else M_J
+        L_J = quotient / jnp.where(norm_q > 0, norm_q, 1) if L_J is None else L_J
+    if (L_upper := constants.L_upper) is None:
+        estimated = True
+        L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, x, eps, directions)
+    if (L_upper_theta := constants.L_upper_theta) is None:
+        L_upper_theta = 0.0
+        if reads_theta(problem, x, theta):
+            estimated = True
+
+            def g_theta(x):
+                return jax.grad(problem.upper, argnums=1)(x, theta)
+
+            L_upper_theta = lipschitz(g_theta, g_theta(x), x, eps, directions)
+    certificate = "estimated" if estimated else "proven" if certain else "probable"
+    return Bounds(J, M_H, M_J, L_J), L_upper, L_upper_theta, certificate

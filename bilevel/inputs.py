@@ -1,0 +1,135 @@
+"""What is checked before anything runs, and made uniform: arrays of the data's dtype, theta and x of known structure.
+
+Everything here raises ValueError or TypeError with what is wrong and what to write instead.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .direction import Box
+from .problem import AbstractProblem, Vector
+
+
+def prepare(
+    problem: AbstractProblem, theta: PyTree, x0: PyTree | None, levels: tuple[str, ...] = ("lower", "upper")
+) -> tuple[AbstractProblem, Vector, Vector]:
+    """(problem, theta, x0) ready for jit, or the error that says what to write instead.
+
+    Python floats in the problem and in theta become arrays of the data's dtype: as Python floats each value would
+    retrace, and as float64 scalars they would widen float32 data.
+    """
+    if not isinstance(problem, AbstractProblem):
+        raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
+    dtype = _data_dtype(problem, x0)
+    problem = jax.tree.map(lambda leaf: _field(leaf, dtype, type(problem).__name__), problem)
+    theta = _floating(theta, dtype, "theta0")
+    if x0 is None:
+        x0 = problem.guess(theta)
+    x0 = _floating(x0, dtype, "x0")
+
+    for name in levels:
+        try:
+            shape = jax.eval_shape(getattr(problem, name), x0, theta)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise type(error)(
+                f"{type(problem).__name__}.{name}(x, theta) failed on x {_describe(x0)} and theta {_describe(theta)}: "
+                f"{error}\nDo x0 and theta0 have the structure and shapes that the problem expects?"
+            ) from error
+        if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise TypeError(f"{type(problem).__name__}.{name} must return a scalar of floating dtype, not {shape}")
+        if shape.dtype != dtype:
+            raise TypeError(
+                f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the arrays "
+                "inside it with the dtype of x"
+            )
+    mu = problem.constants(theta).mu
+    if mu is not None and not float(mu) > 0:
+        raise ValueError(
+            f"{type(problem).__name__}.constants declares mu = {float(mu):g} at theta0, but the lower level must be "
+            "strongly convex: give a positive lower bound of the curvature, or None to have it estimated"
+        )
+    return problem, theta, x0
+
+
+def positive(**values: float | None) -> None:
+    """Raises ValueError for a number that is not positive and finite; None passes."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, not {value!r}")
+
+
+def make_box(bounds: tuple | None, theta: Vector) -> Box:
+    """(lo, hi), each a number or a pytree like theta, as arrays; theta0 must lie inside."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError("bounds must be (lo, hi), each a number or a pytree like theta0")
+
+    def fill(side, name):
+        if isinstance(side, int | float):
+            return jax.tree.map(lambda leaf: jnp.full_like(leaf, side), theta)
+        if jax.tree.structure(side) != jax.tree.structure(theta):
+            raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
+        return jax.tree.map(lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta)
+
+    lo, hi = fill(bounds[0], "lo"), fill(bounds[1], "hi")
+    if not all(jax.tree.leaves(jax.tree.map(lambda a, t, b: bool(jnp.all((a <= t) & (t <= b))), lo, theta, hi))):
+        raise ValueError("theta0 lies outside bounds=(lo, hi); start inside the box")
+    return lo, hi
+
+
+def _data_dtype(problem, x0):
+    leaves = [v for v in jax.tree.leaves((problem, x0)) if isinstance(v, jax.Array | np.ndarray)]
+    dtypes = {np.dtype(v.dtype) for v in leaves if jnp.issubdtype(v.dtype, jnp.floating)}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise TypeError(f"the data mix {names}: convert them to one dtype, as in array.astype(np.float64)")
+    dtype = dtypes.pop() if dtypes else np.dtype(jnp.result_type(float))
+    if dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise TypeError(
+            'the data are float64 but JAX runs in 32 bits: call jax.config.update("jax_enable_x64", True) before any '
+            "other use of JAX, or convert the data with array.astype(np.float32)"
+        )
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"the data are {dtype}; convert them to float32 or float64")
+    return dtype
+
+
+def _field(leaf, dtype, name):
+    if isinstance(leaf, float):
+        return jnp.asarray(leaf, dtype)
+    if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    _reject(leaf, f"a field of {name}")
+    return jnp.asarray(leaf)
+
+
+def _floating(tree, dtype, name):
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"{name} holds no arrays")
+
+    def convert(leaf):
+        kind = getattr(leaf, "dtype", None)
+        kind = np.asarray(leaf).dtype if kind is None else kind
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise TypeError(f"{name} holds {kind}, but must hold floats: write -5.0 for -5, or {name}.astype(float)")
+        leaf = jnp.asarray(leaf, dtype)
+        _reject(leaf, name)
+        return leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def _reject(leaf, name):
+    if leaf.size == 0:
+        raise ValueError(f"{name} has an empty array of shape {leaf.shape}: there is nothing to learn from")
+    if not bool(jnp.all(jnp.isfinite(leaf))):
+        raise ValueError(f"{name} holds NaN or infinite values: remove or replace them first")
+
+
+def _describe(tree):
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)

@@ -1,0 +1,268 @@
+"""Descend h(., theta) until the error is certified: one loop, one stopping rule, four methods.
+
+    eps = (||rho|| + u L ||x||) / mu  >=  ||x - xhat(theta)||,      rho = grad_x h(x, theta)
+
+Stops when eps is at most the eps asked for. Below twice the rounding floor u L ||x|| / mu there is nothing to gain: the
+loop stops at the floor and the result says so.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from .bounds import lower_error, rounding, unit_roundoff
+from .krylov import cg_iterations, lanczos
+from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
+from .results import RESULTS
+
+LANCZOS_STEPS = 20
+Count = Int[Array, ""]
+
+
+class LowerSolution(eqx.Module):
+    """`x`, a bound `error` >= ||x - xhat||, the `result`, and what it cost.
+
+    `residual` is ||rho||; `mu`, `L` are the constants used; `certified` says that mu was declared, not estimated.
+    """
+
+    x: Vector
+    error: Scalar
+    residual: Scalar
+    result: RESULTS
+    mu: Scalar
+    L: Scalar
+    lower_gradients: Count
+    hessian_products: Count
+    certified: bool = eqx.field(static=True)
+
+
+class LowerLevel(eqx.Module):
+    """h(., theta) as the methods see it. `goal` is mu times the eps asked for."""
+
+    problem: AbstractProblem
+    theta: Vector
+    mu: Scalar
+    goal: Scalar
+    max_cost: Count
+    u: float = eqx.field(static=True)
+    L_known: bool = eqx.field(static=True)
+
+    def gradient(self, x: Vector) -> Vector:
+        return lower_gradient(self.problem, x, self.theta)
+
+    def product(self, x: Vector, v: Vector) -> Vector:
+        return hessian_product(self.problem, x, self.theta, v)
+
+
+class Iterate(eqx.Module):
+    """x with its gradient rho, and what a method remembers. L is the declared constant, or the largest secant seen."""
+
+    x: Vector
+    rho: Vector
+    residual: Scalar
+    L: Scalar
+    lower_gradients: Count
+    hessian_products: Count
+    memory: Any
+
+    @property
+    def cost(self) -> Count:
+        return self.lower_gradients + self.hessian_products
+
+    def move(self, level: LowerLevel, x: Vector, memory: Any, products: Count | int = 0) -> "Iterate":
+        rho = level.gradient(x)
+        L = self.L
+        if not level.L_known:
+            dx, drho = optax.tree.norm(optax.tree.sub(x, self.x)), optax.tree.norm(optax.tree.sub(rho, self.rho))
+            L = jnp.where(drho > L * dx, drho / jnp.where(dx > 0, dx, 1), L)
+        return Iterate(
+            x, rho, optax.tree.norm(rho), L, self.lower_gradients + 1, self.hessian_products + products, memory
+        )
+
+
+class AbstractLowerSolver(eqx.Module):
+    """A method for the lower level: what it remembers at the start, and one step that evaluates one gradient."""
+
+    @abc.abstractmethod
+    def init(self, x: Vector, rho: Vector) -> Any:
+        """The memory at the starting point."""
+
+    @abc.abstractmethod
+    def step(self, level: LowerLevel, it: Iterate) -> Iterate:
+        """The next iterate; spends at most level.max_cost - it.cost."""
+
+
+class GradientDescent(AbstractLowerSolver):
+    """x+ = x - 2/(L + mu) grad h(x): contracts by (kappa - 1)/(kappa + 1) a step, kappa = L/mu."""
+
+    def init(self, x, rho):
+        return None
+
+    def step(self, level, it):
+        return it.move(level, optax.tree.add_scale(it.x, -2 / (it.L + level.mu), it.rho), None)
+
+
+class Nesterov(AbstractLowerSolver):
+    """v+ = x - grad h(x)/L,  x+ = v+ + (sqrt(kappa) - 1)/(sqrt(kappa) + 1) (v+ - v): about sqrt(kappa) steps a digit.
+
+    Nesterov, Lectures on Convex Optimization (2018), scheme 2.2.22. The gradient, and so the certificate, is at x.
+    """
+
+    def init(self, x, rho):
+        return x
+
+    def step(self, level, it):
+        root = jnp.sqrt(it.L / level.mu)
+        v = optax.tree.add_scale(it.x, -1 / it.L, it.rho)
+        x = optax.tree.add_scale(v, (root - 1) / (root + 1), optax.tree.sub(v, it.memory))
+        return it.move(level, x, v)
+
+
+class LBFGS(AbstractLowerSolver):
+    """x+ = x - t B grad h(x), B from the last secant pairs (optax), t from gradients alone.
+
+    For convex h the slope phi'(t) = <grad h(x + t d), d> grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
+    overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
+    floor, where a comparison of values would stall at the square root of it.
+    """
+
+    pairs: int = eqx.field(static=True, default=10)
+
+    def init(self, x, rho):
+        zero = jnp.zeros_like(optax.tree.norm(x))
+        return self._direction().init(x), x, optax.tree.zeros_like(x), zero, zero
+
+    def _direction(self):
+        return optax.scale_by_lbfgs(memory_size=self.pairs)
+
+    def step(self, level, it):
+        state, base, d, slope, t = it.memory
+        slope_t = optax.tree.vdot(it.rho, d)
+
+        def accept():
+            d, new_state = self._direction().update(it.rho, state, it.x)
+            d = optax.tree.scale(-1, d)
+            slope = optax.tree.vdot(it.rho, d)
+            downhill = slope < 0
+            d = optax.tree.where(downhill, d, optax.tree.scale(-1 / it.L, it.rho))
+            return new_state, it.x, d, jnp.where(downhill, slope, -(it.residual**2) / it.L), jnp.ones_like(t)
+
+        def shorten():
+            return state, base, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.1, 0.5)
+
+        memory = lax.cond(slope_t <= -0.9 * slope, accept, shorten)
+        _, base, d, _, t = memory
+        return it.move(level, optax.tree.add_scale(base, t, d), memory)
+
+
+class NewtonCG(AbstractLowerSolver):
+    """x+ = x + t d with ||H d + rho|| <= eta ||rho|| by conjugate gradients; t halves until ||rho|| falls.
+
+    <rho, H d> <= -(1 - eta) ||rho||^2 makes d a descent direction of ||rho||, so the halving ends, for any strongly
+    convex h. eta = min(1/2, sqrt(||rho|| / ||rho_0||)), never below what reaches the goal (Dembo, Eisenstat, Steihaug
+    1982).
+    """
+
+    def init(self, x, rho):
+        norm = optax.tree.norm(rho)
+        return x, optax.tree.zeros_like(x), jnp.full_like(norm, jnp.inf), jnp.zeros_like(norm), norm
+
+    def step(self, level, it):
+        base, d, previous, t, first = it.memory
+
+        def accept():
+            eta = jnp.minimum(0.5, jnp.sqrt(it.residual / first))
+            goal = jnp.maximum(eta * it.residual, 0.5 * jnp.minimum(level.goal, it.residual))
+            zeros = optax.tree.zeros_like(it.x)
+            d, products, _ = cg_iterations(
+                lambda v: level.product(it.x, v), zeros, optax.tree.scale(-1, it.rho), lambda q: goal,
+                mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
+            )  # fmt: skip
+            return (it.x, d, it.residual, jnp.ones_like(t), first), products
+
+        def shorten():
+            return (base, d, previous, t / 2, first), jnp.asarray(0, jnp.int32)
+
+        memory, products = lax.cond(it.residual <= (1 - 1e-4 * t) * previous, accept, shorten)
+        base, d, _, t, _ = memory
+        return it.move(level, optax.tree.add_scale(base, t, d), memory, products)
+
+
+def overhead(problem: AbstractProblem, theta: Vector) -> int:
+    """The cost of a solve before its first step: the gradient at the start, and estimates of mu and L."""
+    constants = problem.constants(theta)
+    return 1 + (LANCZOS_STEPS if constants.mu is None else 0 if constants.L is not None else 1)
+
+
+def descend(
+    problem: AbstractProblem, solver: AbstractLowerSolver, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count
+) -> LowerSolution:
+    """Minimise h(., theta) from x0 until the certified error is at most eps, or max_cost is spent.
+
+    max_cost is at least `overhead(problem, theta)`. Traceable; `bilevel.solve_lower` is the public face.
+    """
+    constants = problem.constants(theta)
+    dtype = eps.dtype
+    u = unit_roundoff(dtype)
+    rho = lower_gradient(problem, x0, theta)
+    residual = optax.tree.norm(rho)
+    products = 0
+    if constants.mu is None:
+        smallest, largest, products = lanczos(
+            lambda v: hessian_product(problem, x0, theta, v), x0, LANCZOS_STEPS
+        )  # half the smallest Ritz value: they approach lambda_min from above
+        mu, L = smallest / 2, largest
+    elif constants.L is None:
+        products = 1
+        Hrho = hessian_product(problem, x0, theta, rho)
+        mu, L = constants.mu, optax.tree.norm(Hrho) / jnp.where(residual > 0, residual, 1)
+    if constants.mu is not None:
+        mu = jnp.asarray(constants.mu, dtype)
+    L = jnp.maximum(jnp.asarray(L if constants.L is None else constants.L, dtype), mu)
+
+    level = LowerLevel(problem, theta, mu, mu * eps, max_cost, u, constants.L is not None)
+    start = Iterate(
+        x0, rho, residual, L, jnp.asarray(1, jnp.int32), jnp.asarray(products, jnp.int32), solver.init(x0, rho)
+    )
+
+    def floor(it):
+        return rounding(it.L, optax.tree.norm(it.x), u)
+
+    def stalled(it, since_best):
+        return since_best > 100 + 20 * jnp.sqrt(it.L / mu)
+
+    def unfinished(carry):
+        it, _, since_best = carry
+        noise = floor(it)
+        above = it.residual > jnp.maximum(mu * eps - noise, noise)
+        return above & (it.cost < max_cost) & jnp.isfinite(it.residual) & ~stalled(it, since_best) & (mu > 0)
+
+    def step(carry):
+        it, best, since_best = carry
+        it = solver.step(level, it)
+        return it, jnp.minimum(best, it.residual), jnp.where(it.residual < best, 0, since_best + 1)
+
+    it, _, since_best = lax.while_loop(unfinished, step, (start, residual, jnp.asarray(0, jnp.int32)))
+
+    noise = floor(it)
+    error = lower_error(it.residual, noise, mu)
+    result = RESULTS.where(error <= eps, RESULTS.converged, RESULTS.max_cost_reached)
+    at_floor = (error > eps) & ((mu * eps < 2 * noise) & (it.residual <= noise) | stalled(it, since_best))
+    result = RESULTS.where(at_floor, RESULTS.accuracy_floor, result)
+    result = RESULTS.where(mu > 0, result, RESULTS.not_strongly_convex)
+    result = RESULTS.where(jnp.isfinite(error), result, RESULTS.non_finite)
+    return LowerSolution(
+        it.x, error, it.residual, result, mu, it.L, it.lower_gradients, it.hessian_products, constants.mu is not None
+    )
+
+
+def reached(solution: LowerSolution) -> Bool[Array, ""]:
+    """The accuracy asked for, or the best that the dtype has."""
+    return (solution.result == RESULTS.converged) | (solution.result == RESULTS.accuracy_floor)
+
+

@@ -1,0 +1,118 @@
+"""The jitted programs of the outer loop, with their cost counted, their time split and the budget kept.
+
+A call that the budget cannot pay for, or that comes back broken, raises `Stop` with the result to report.
+"""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from . import hypergradient as hg
+from .direction import projected_step
+from .lower import overhead
+from .problem import AbstractProblem, Vector
+from .results import RESULTS
+
+UNLIMITED = 2**30
+
+evaluate = eqx.filter_jit(hg.evaluate)
+differentiate = eqx.filter_jit(hg.differentiate)
+move = eqx.filter_jit(projected_step)
+
+
+class Stop(Exception):
+    """The step ends here, for this reason."""
+
+    def __init__(self, result: RESULTS):
+        self.result = result
+
+
+class Counts(NamedTuple):
+    """Cost by kind. Each gradient or value of h, each H v, J v and J^T q counts 1."""
+
+    lower_gradients: int = 0
+    lower_values: int = 0
+    hessian_products: int = 0
+    cross_products: int = 0
+
+    @property
+    def cost(self) -> int:
+        return sum(self)
+
+
+class Meter:
+    """Runs the programs for one step; `counts`, `seconds` and `compile_seconds` go on from where they stood."""
+
+    compilations = 0  # of this process, kept by the listener below
+
+    def __init__(
+        self, problem: AbstractProblem, solver: Any, counts: Counts, seconds: float, compile_seconds: float, max_cost: float
+    ):  # fmt: skip
+        self.problem, self.solver = problem, solver
+        self.counts, self.compile_seconds, self.max_cost = counts, compile_seconds, max_cost
+        self._start = time.perf_counter() - seconds - compile_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time without compilation."""
+        return time.perf_counter() - self._start - self.compile_seconds
+
+    @property
+    def left(self) -> float:
+        return self.max_cost - self.counts.cost
+
+    def _call(self, function, *args):
+        """A call during which XLA compiled counts as compiling until it returns: dispatch is asynchronous, so nearly
+        all of it is tracing and compiling."""
+        before, start = Meter.compilations, time.perf_counter()
+        out = function(*args)
+        if Meter.compilations > before:
+            self.compile_seconds += time.perf_counter() - start
+        return out
+
+    def add(self, done: Any) -> None:
+        """Count what a program reports to have spent."""
+        fields = [getattr(done, name, 0) for name in Counts._fields]
+        self.counts = Counts(*(old + int(new) for old, new in zip(self.counts, jax.device_get(fields), strict=True)))
+
+    def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf) -> hg.Point:
+        """The lower level to eps, spending at most `cap` and what is left. A result of max_cost_reached means `cap`."""
+        if self.left < overhead(self.problem, theta):
+            raise Stop(RESULTS.max_cost_reached)
+        cap = max(cap, overhead(self.problem, theta))
+        allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)), jnp.int32)
+        dtype = jax.tree.leaves(x0)[0].dtype
+        point = self._call(evaluate, self.problem, self.solver, theta, x0, jnp.asarray(eps, dtype), allowed)
+        self.add(point.lower)
+        if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
+            raise Stop(RESULTS.max_cost_reached)
+        return point
+
+    def differentiate(self, theta: Vector, lower: Any, q: Vector, delta: float) -> hg.Hypergradient:
+        """The hypergradient with the adjoint to delta."""
+        if self.left < hg.certificate_cost(self.problem, lower.x, theta) + 1:
+            raise Stop(RESULTS.max_cost_reached)
+        allowed = jnp.asarray(int(min(self.left, UNLIMITED)), jnp.int32)
+        delta = jnp.asarray(delta, lower.error.dtype)
+        gradient = self._call(differentiate, self.problem, theta, lower, q, delta, allowed)
+        self.add(gradient)
+        for result in (RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.max_cost_reached):
+            if gradient.result == result:
+                raise Stop(result)
+        return gradient
+
+    def move(self, direction: Any, theta: Vector, z: Vector, alpha: float, box: Any) -> tuple[Vector, float]:
+        """P(theta + alpha d), and the length of that step."""
+        trial, length = self._call(move, direction, theta, z, jnp.asarray(alpha, jax.tree.leaves(z)[0].dtype), box)
+        return trial, float(length)
+
+
+def _listen(event: str, duration: float, **_) -> None:
+    Meter.compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)

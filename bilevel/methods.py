@@ -1,0 +1,57 @@
+"""The methods, composed: who decides the accuracy, the step and the direction, and who solves the lower level."""
+
+import equinox as eqx
+
+from .accuracy import AbstractAccuracy, Adaptive, Fixed, Geometric, Polynomial, Scheduled
+from .direction import AbstractDirection, SteepestDescent
+from .inputs import positive
+from .linesearch import AbstractLineSearch, CertifiedBacktracking, HOAGHeuristic
+from .lower import AbstractLowerSolver, Nesterov
+
+
+class Method(eqx.Module):
+    """A descent method. `maid()`, `hoag()` and `fixed_accuracy()` make the usual ones; compose others from parts."""
+
+    accuracy: AbstractAccuracy
+    linesearch: AbstractLineSearch
+    direction: AbstractDirection = SteepestDescent()
+    solver: AbstractLowerSolver = Nesterov()
+
+
+def maid(
+    eps: float | None = None,
+    delta: float | None = None,
+    step: float | None = None,
+    *,
+    solver: AbstractLowerSolver = Nesterov(),
+) -> Method:
+    """MAID as published (arXiv 2308.10098), with actual residuals in its certificates.
+
+    `eps`, `delta`, `step`: initial accuracies and step, positive; chosen from the problem where left out. The method's
+    other constants have the paper's values; they are fields of `Adaptive` and `CertifiedBacktracking`.
+    Raises ValueError for values that are not positive and finite.
+    """
+    positive(eps=eps, delta=delta, step=step)
+    return Method(Adaptive(eps, delta), CertifiedBacktracking(step), solver=solver)
+
+
+def hoag(
+    schedule: Geometric | Polynomial = Geometric(0.9),
+    tolerance: float = 0.1,
+    step: float | None = None,
+    *,
+    solver: AbstractLowerSolver = Nesterov(),
+) -> Method:
+    """HOAG (Pedregosa 2016, arXiv 1602.02355): accuracies by schedule from `tolerance`, a heuristic step. Its numbers
+    come with certificates all the same; they decide nothing."""
+    positive(tolerance=tolerance, step=step)
+    return Method(Scheduled(schedule, tolerance), HOAGHeuristic(step), solver=solver)
+
+
+def fixed_accuracy(
+    eps: float, delta: float | None = None, step: float | None = None, *, solver: AbstractLowerSolver = Nesterov()
+) -> Method:
+    """MAID's line search at accuracies that never change; `delta` defaults to `eps`."""
+    positive(eps=eps, delta=delta, step=step)
+    return Method(Fixed(eps, eps if delta is None else delta), CertifiedBacktracking(step), solver=solver)
+

@@ -1,0 +1,70 @@
+"""What came of it: the outcomes a run can have, and the solution it hands back."""
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, PyTree
+
+
+class RESULTS(eqx.Enumeration):
+    """Why a computation stopped. `str(RESULTS[result])` is the message; compare with `==`."""
+
+    converged = ""
+    max_steps_reached = (
+        "The step budget was used up before the tolerance was met. Raise `max_steps`, or resume from the checkpoint."
+    )
+    max_cost_reached = (
+        "The cost budget was used up before the tolerance was met; the last accepted point is returned. "
+        "Raise `max_cost`, or resume from the checkpoint."
+    )
+    accuracy_floor = (
+        "The accuracy needed is below what this dtype can deliver. Run in float64, or accept the error reported."
+    )
+    no_decrease = (
+        "No step with certified decrease was found and the accuracy rule offers no more accuracy. "
+        "Use an adaptive rule such as `bilevel.maid()`, or a smaller fixed accuracy."
+    )
+    non_finite = "A value, gradient or Hessian product was not finite. Check the data, theta0 and the problem's range."
+    not_strongly_convex = (
+        "The lower level curves less than the declared mu in some direction, so no certificate holds. "
+        "Correct `Constants(mu=...)`, or add a strongly convex term to `lower`; "
+        "`bilevel.check_problem` measures the curvature."
+    )
+    checkpoint_failed = (
+        "The checkpoint could not be written (is the disk full?). The last good checkpoint is untouched and the "
+        "solution so far is returned; free some space and resume."
+    )
+
+
+class Solution(eqx.Module):
+    """What `solve` found.
+
+    **Attributes**
+
+    - `theta`, `x`: the last accepted hyperparameters and their lower-level solution (pytrees).
+    - `value`, `value_error`: the upper level at `x`, and a bound on its distance to f(theta).
+    - `gradient_norm`, `gradient_error`: ||z|| (with a box on theta: ||P(theta - z) - theta||) and omega, the bound on
+      ||z - grad f||. `nan` and `inf` where the budget ended before the gradient at the last accepted point was known.
+    - `certified`: every bound rests on constants that are proven or vouched for, none on an estimate.
+    - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met.
+    - `history`: 1-D NumPy arrays by name; entry k describes theta_k at the cost at which it became known.
+    - `compile_seconds`: time spent in JAX's tracing and compilation, which `history["seconds"]` leaves out.
+    - `state`: where the next step would start.
+    """
+
+    theta: PyTree[Array]
+    x: PyTree[Array]
+    value: float
+    value_error: float
+    gradient_norm: float
+    gradient_error: float
+    certified: bool
+    result: RESULTS
+    history: dict[str, np.ndarray]
+    compile_seconds: float
+    state: Any
+
+    @property
+    def converged(self) -> bool:
+        return bool(self.result == RESULTS.converged)

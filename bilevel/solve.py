@@ -1,0 +1,269 @@
+"""The front door: run a method until the gradient is certified small or a budget ends, and say which.
+
+    for state, info in iterate(problem, theta0, method): ...          one outer step at a time
+    solution = solve(problem, theta0, method, tol=..., max_cost=...)  all of them
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+from tqdm import tqdm
+
+from . import checkpoint as checkpoints
+from .descent import Info, State, init, step
+from .inputs import make_box, positive, prepare
+from .lower import AbstractLowerSolver, LowerSolution, Nesterov, descend, overhead
+from .meter import UNLIMITED, Counts, Meter, differentiate
+from .methods import Method, maid
+from .problem import AbstractProblem
+from .results import RESULTS, Solution
+
+minimise = eqx.filter_jit(descend)
+COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "delta", "step")
+
+
+def iterate(
+    problem: AbstractProblem,
+    theta0: PyTree,
+    method: Method | None = None,
+    *,
+    tol: float | None = None,
+    max_steps: int = 1000,
+    max_cost: float = math.inf,
+    bounds: tuple | None = None,
+    x0: PyTree | None = None,
+    state: State | None = None,
+) -> Iterator[tuple[State, Info]]:
+    """One outer step of `method` at a time: yields (state, info) after each, and ends with the one whose `info.result`
+    is set. `info` describes the point the step started from, `state` the point it reached.
+
+    Arguments as in `solve`; `state` goes on from one that was yielded before, with the same other arguments.
+    """
+    method = maid() if method is None else method
+    _check_limits(tol, max_steps, max_cost)
+    problem, theta0, x0 = prepare(problem, theta0, x0)
+    yield from _iterate(problem, theta0, method, tol, max_steps, max_cost, make_box(bounds, theta0), x0, state)
+
+
+def _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
+    state = init(method, problem, theta0, x0) if state is None else state
+    result = None
+    while result is None:
+        last = state.steps >= max_steps
+        state, info = step(method, problem, state, tol=tol, box=box, max_cost=max_cost, last=last)
+        result = info.result
+        yield state, info
+
+
+def solve(
+    problem: AbstractProblem,
+    theta0: PyTree,
+    method: Method | None = None,
+    *,
+    tol: float | None = None,
+    max_steps: int = 1000,
+    max_cost: float = math.inf,
+    bounds: tuple | None = None,
+    x0: PyTree | None = None,
+    progress: bool = True,
+    callback: Callable[[State, Info], Any] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    every: int = 10,
+    resume: bool = False,
+) -> Solution:
+    """Learn theta: min over theta of g(xhat(theta), theta), xhat(theta) = argmin over x of h(x, theta).
+
+    **Arguments**
+
+    - `problem`: an `AbstractProblem`; `theta0`: a pytree of floats, cast to the dtype of the problem's data.
+    - `method`: `maid()` (the default), `hoag(...)`, `fixed_accuracy(...)` or a `Method` of your own.
+    - `tol`: stop when ||z|| + omega <= tol, a bound on ||grad f|| (with bounds: on ||P(theta - grad f) - theta||, with
+      the same P). Default: 1e-3 of its first value.
+    - `max_steps`, `max_cost`: budgets in outer steps and in gradients and products; max_cost is never exceeded.
+    - `bounds`: (lo, hi), each a number or a pytree like theta0. - `x0`: where the first lower-level solve starts.
+    - `progress`: a bar on the terminal; never elsewhere. - `callback(state, info)`: called after every step.
+    - `checkpoint`: a file, written every `every` accepted steps and at the end; `resume=True` goes on from it, and
+      the result equals that of a run never interrupted, bit for bit (seconds excepted).
+
+    **Returns** a `Solution`; whatever went wrong in the numbers is in `solution.result`.
+
+    **Raises** ValueError or TypeError for inputs that cannot be run: NaN, shapes, dtypes, a missing checkpoint.
+    """
+    method = maid() if method is None else method
+    _check_limits(tol, max_steps, max_cost)
+    problem, theta0, x0 = prepare(problem, theta0, x0)
+    box = make_box(bounds, theta0)
+    if max_cost < 2 * overhead(problem, theta0):
+        raise ValueError(f"max_cost={max_cost} does not even pay for the first gradient; give at least 10")
+    state = init(method, problem, theta0, x0)
+    history: dict[str, list] = {name: [] for name in (*COLUMNS, *Counts._fields, "cost", "seconds")}
+    prints = None
+    if checkpoint is not None:
+        prints = checkpoints.fingerprint(problem, method, {"theta0": theta0, "x0": x0, "box": box})
+    if resume:
+        if checkpoint is None:
+            raise ValueError("resume=True needs the file to resume from: pass checkpoint=path")
+        state, history = checkpoints.load(checkpoint, state, prints)
+
+    good, failed = (state, len(history["value"])), False
+    save = _saver(checkpoint, history, prints)
+    bar = tqdm(
+        total=None if math.isinf(max_cost) else max_cost, initial=state.counts.cost, unit="products",
+        desc="bilevel", disable=None if progress else True,
+    )  # fmt: skip
+    try:
+        for state, info in _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
+            _record(history, info)
+            _show(bar, state, info)
+            if callback is not None:
+                callback(state, info)
+            if info.result is None:
+                good = state, len(history["value"])
+                if state.steps % every == 0 and (failed := not save(*good)):
+                    break
+    finally:
+        bar.close()
+        saved = failed or save(*good)
+    result = info.result if saved and not failed else RESULTS.checkpoint_failed
+    if info.result is None:  # stopped between two steps, at a point whose gradient is not known yet
+        info = info._replace(
+            value=float(state.point.value), value_error=float(state.point.value_error), eps=float(state.point.lower.error),
+            gradient_norm=math.nan, gradient_error=math.inf, delta=math.inf, step=math.nan, certificate="none",
+            counts=state.known[0], seconds=state.known[1],
+        )  # fmt: skip
+        _record(history, info)
+    return Solution(
+        theta=state.theta, x=state.point.lower.x, value=info.value, value_error=info.value_error,
+        gradient_norm=info.gradient_norm, gradient_error=info.gradient_error,
+        certified=state.point.certified if info.certificate == "none" else info.certificate != "estimated",
+        result=result, history={name: np.asarray(column) for name, column in history.items()},
+        compile_seconds=state.compile_seconds, state=state,
+    )  # fmt: skip
+
+
+def _saver(path, history, prints):
+    def save(state, entries) -> bool:
+        """Whether the checkpoint is on disk, or none was asked for."""
+        if path is None:
+            return True
+        try:
+            checkpoints.save(path, state, {name: column[:entries] for name, column in history.items()}, prints)
+        except OSError:
+            return False
+        return True
+
+    return save
+
+
+def _record(history: dict[str, list], info: Info) -> None:
+    for name in COLUMNS:
+        history[name].append(getattr(info, name))
+    for name in Counts._fields:
+        history[name].append(getattr(info.counts, name))
+    history["cost"].append(info.counts.cost)
+    history["seconds"].append(info.seconds)
+
+
+def _show(bar, state, info):
+    bar.set_postfix_str(
+        f"step {info.steps}, value {info.value:.6g} +- {info.value_error:.1e}, |z| {info.gradient_norm:.1e} +- "
+        f"{info.gradient_error:.1e}, eps {info.eps:.0e}, alpha {info.step:.1e}",
+        refresh=False,
+    )
+    bar.update(state.counts.cost - bar.n)
+
+
+def _check_limits(tol, max_steps, max_cost):
+    if tol is not None and not tol >= 0:
+        raise ValueError(f"tol must be at least 0, not {tol!r}")
+    if not max_steps >= 0:
+        raise ValueError(f"max_steps must be at least 0, not {max_steps!r}")
+    if not max_cost > 0:
+        raise ValueError(f"max_cost must be positive, not {max_cost!r}")
+
+
+class HypergradientSolution(eqx.Module):
+    """f and grad f at one theta, each with its bound.
+
+    - `value`, `value_error`: |g(x) - f(theta)| <= value_error, in the units of g.
+    - `gradient`, `gradient_error`: z shaped like theta, and omega >= ||z - grad f||.
+    - `x`, `error`: the lower-level solution and eps >= ||x - xhat||. - `q`, `residual`: the adjoint and delta.
+    - `result`: converged, or why an accuracy asked for was not reached (the bounds hold for what was reached).
+    - `certificate`: "proven", "probable" (||J|| by Lanczos, fails with probability at most 1e-10), "estimated";
+      `certified` is false for the last.
+    - `counts`: what it cost.
+    """
+
+    value: Array
+    value_error: Array
+    gradient: PyTree[Array]
+    gradient_error: Array
+    x: PyTree[Array]
+    error: Array
+    q: PyTree[Array]
+    residual: Array
+    result: RESULTS
+    counts: Counts
+    certificate: str = eqx.field(static=True)
+
+    @property
+    def certified(self) -> bool:
+        return self.certificate != "estimated"
+
+
+def hypergradient(
+    problem: AbstractProblem,
+    theta: PyTree,
+    *,
+    eps: float = 1e-3,
+    delta: float = 1e-3,
+    x0: PyTree | None = None,
+    q0: PyTree | None = None,
+    solver: AbstractLowerSolver = Nesterov(),
+) -> HypergradientSolution:
+    """f and grad f at theta with bounds on their errors: the lower level to eps, the adjoint to delta.
+
+    `eps` is in the units of x, ||x - xhat|| <= eps; `delta` in those of grad_x g, ||H q - grad_x g|| <= delta. `x0`,
+    `q0`: warm starts, such as `.x` and `.q` of a nearby one. Raises ValueError or TypeError for inputs as `solve` does.
+    """
+    positive(eps=eps, delta=delta)
+    problem, theta, x0 = prepare(problem, theta, x0)
+    q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
+    meter = Meter(problem, solver, Counts(), 0.0, 0.0, math.inf)
+    point = meter.solve(theta, x0, eps)
+    dtype = point.value.dtype
+    out = differentiate(
+        problem, theta, point.lower, q0, jnp.asarray(delta, dtype), jnp.asarray(UNLIMITED, jnp.int32)
+    )
+    meter.add(out)
+    result = out.result if point.lower.result == RESULTS.converged else point.lower.result
+    return HypergradientSolution(
+        point.value, point.value_error, out.gradient, out.error, point.lower.x, point.lower.error, out.q, out.delta,
+        result, meter.counts, out.certificate,
+    )  # fmt: skip
+
+
+def solve_lower(
+    problem: AbstractProblem,
+    theta: PyTree,
+    *,
+    eps: float = 1e-3,
+    x0: PyTree | None = None,
+    solver: AbstractLowerSolver = Nesterov(),
+) -> LowerSolution:
+    """xhat(theta) to ||x - xhat|| <= eps: the trained model, the denoised image. `.x`, `.error`, `.result`.
+
+    Does not need `upper`. Raises ValueError or TypeError for inputs as `solve` does.
+    """
+    positive(eps=eps)
+    problem, theta, x0 = prepare(problem, theta, x0, levels=("lower",))
+    dtype = jax.tree.leaves(x0)[0].dtype
+    return minimise(problem, solver, theta, x0, jnp.asarray(eps, dtype), jnp.asarray(UNLIMITED, jnp.int32))

@@ -1,0 +1,4 @@
+"""Bilevel problems of the field, with proven constants."""
+
+from .quadratic import Quadratic as Quadratic
+from .tv import TotalVariation as TotalVariation
