@@ -16,8 +16,11 @@ LAYERS = [
     {"estimates"},
     {"lower", "hypergradient"},
     {"accuracy", "direction", "predict", "linesearch"},
+    {"inputs", "meter"},
+    {"methods"},
     {"descent"},
-    {"checkpoint", "check"},
+    {"checkpoint"},
+    {"solve", "check"},
     {"stn"},
 ]
 LAYER = {name: k for k, layer in enumerate(LAYERS) for name in layer}
