@@ -5,6 +5,7 @@ from .accuracy import Fixed as Fixed
 from .accuracy import Geometric as Geometric
 from .accuracy import Polynomial as Polynomial
 from .accuracy import Scheduled as Scheduled
+from .check import check_problem as check_problem
 from .direction import SteepestDescent as SteepestDescent
 from .linesearch import CertifiedBacktracking as CertifiedBacktracking
 from .linesearch import Constant as Constant

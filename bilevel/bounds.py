@@ -59,7 +59,7 @@ def hypergradient_error(
 def lanczos_steps(size: int, relative_error: float = 0.5, failure: float = 1e-10) -> int:
     """The k for which k Lanczos steps from a random start give lambda_max <= ritz / (1 - e) with failure probability
 
-        1.648 sqrt(size) exp(-sqrt(e) (2 k - 1))  <=  failure       (Kuczynski, Wozniakowski 1992, theorem 4.2).
+    1.648 sqrt(size) exp(-sqrt(e) (2 k - 1))  <=  failure       (Kuczynski, Wozniakowski 1992, theorem 4.2).
     """
     log_ratio = math.log(1.648 * math.sqrt(size) / failure)
     return math.ceil((log_ratio / math.sqrt(relative_error) + 1) / 2)

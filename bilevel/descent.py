@@ -170,8 +170,6 @@ def _interval(point: Point, accuracy: Accuracy) -> Interval | None:
     """The value interval of a solved point; None if its solve was capped or broke."""
     value, error = float(point.value), float(point.value_error)
     unusable = not math.isfinite(value + error)
-    if unusable or (
-        float(point.lower.error) > accuracy.eps and not point.lower.result == RESULTS.accuracy_floor
-    ):
+    if unusable or (float(point.lower.error) > accuracy.eps and not point.lower.result == RESULTS.accuracy_floor):
         return None
     return Interval(value, error, accuracy)

@@ -74,7 +74,9 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
             return jax.tree.map(lambda leaf: jnp.full_like(leaf, side), theta)
         if jax.tree.structure(side) != jax.tree.structure(theta):
             raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
-        return jax.tree.map(lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta)
+        return jax.tree.map(
+            lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta
+        )
 
     lo, hi = fill(bounds[0], "lo"), fill(bounds[1], "hi")
     if not all(jax.tree.leaves(jax.tree.map(lambda a, t, b: bool(jnp.all((a <= t) & (t <= b))), lo, theta, hi))):

@@ -264,5 +264,3 @@ def descend(
 def reached(solution: LowerSolution) -> Bool[Array, ""]:
     """The accuracy asked for, or the best that the dtype has."""
     return (solution.result == RESULTS.converged) | (solution.result == RESULTS.accuracy_floor)
-
-

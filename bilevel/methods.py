@@ -54,4 +54,3 @@ def fixed_accuracy(
     """MAID's line search at accuracies that never change; `delta` defaults to `eps`."""
     positive(eps=eps, delta=delta, step=step)
     return Method(Fixed(eps, eps if delta is None else delta), CertifiedBacktracking(step), solver=solver)
-

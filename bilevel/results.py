@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 class RESULTS(eqx.Enumeration):
     """Why a computation stopped. `str(RESULTS[result])` is the message; compare with `==`."""
 
-    converged = ""
+    converged = "The accuracy or tolerance asked for was met."
     max_steps_reached = (
         "The step budget was used up before the tolerance was met. Raise `max_steps`, or resume from the checkpoint."
     )

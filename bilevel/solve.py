@@ -1,7 +1,7 @@
 """The front door: run a method until the gradient is certified small or a budget ends, and say which.
 
-    for state, info in iterate(problem, theta0, method): ...          one outer step at a time
-    solution = solve(problem, theta0, method, tol=..., max_cost=...)  all of them
+for state, info in iterate(problem, theta0, method): ...          one outer step at a time
+solution = solve(problem, theta0, method, tol=..., max_cost=...)  all of them
 """
 
 import math
@@ -240,9 +240,7 @@ def hypergradient(
     meter = Meter(problem, solver, Counts(), 0.0, 0.0, math.inf)
     point = meter.solve(theta, x0, eps)
     dtype = point.value.dtype
-    out = differentiate(
-        problem, theta, point.lower, q0, jnp.asarray(delta, dtype), jnp.asarray(UNLIMITED, jnp.int32)
-    )
+    out = differentiate(problem, theta, point.lower, q0, jnp.asarray(delta, dtype), jnp.asarray(UNLIMITED, jnp.int32))
     meter.add(out)
     result = out.result if point.lower.result == RESULTS.converged else point.lower.result
     return HypergradientSolution(

@@ -100,9 +100,9 @@ class TotalVariation(AbstractProblem):
     def bounds(self, x: Images, theta: Float[Array, "..."], q: Images, radius: Scalar) -> Bounds:
         """Valid on every ball, whatever its radius:
 
-            M_H = min(L_H max_i ||q_i||, 8 c3 w/nu^2 max |Dq|)      (H is block diagonal over the images i)
-            M_J^2 = (4 w/nu ||Dq||)^2 + (e ||q||)^2
-            ||J(x)||^2 = lambda_max of the Gram matrix of w D^T psi'(Dx), w nu D^T dpsi'/dnu (Dx), e x.
+        M_H = min(L_H max_i ||q_i||, 8 c3 w/nu^2 max |Dq|)      (H is block diagonal over the images i)
+        M_J^2 = (4 w/nu ||Dq||)^2 + (e ||q||)^2
+        ||J(x)||^2 = lambda_max of the Gram matrix of w D^T psi'(Dx), w nu D^T dpsi'/dnu (Dx), e x.
         """
         w, nu, e = self._weights(theta)
         constants = self.constants(theta)
@@ -143,7 +143,9 @@ class TotalVariation(AbstractProblem):
 
     def _weights(self, theta):
         """w, nu, e."""
-        shape, names = ((3,), "log weight, log smoothing, log elastic") if self.elastic else ((2,), "log weight, log smoothing")
+        shape, names = (
+            ((3,), "log weight, log smoothing, log elastic") if self.elastic else ((2,), "log weight, log smoothing")
+        )
         if jnp.shape(theta) != shape:
             raise ValueError(f"theta must have shape {shape}: {names}; it has shape {jnp.shape(theta)}.")
         w, nu = jnp.exp(theta[0]) / 2, jnp.exp(theta[1])
@@ -159,9 +161,7 @@ def differences(x: Images) -> tuple[Images, Images]:
 
 def adjoint_differences(px: Images, py: Images) -> Images:
     """D^T p, for p that is zero where D x is."""
-    return (
-        jnp.pad(px[:, :, :-1], ((0, 0), (0, 0), (1, 0))) - px + jnp.pad(py[:, :-1, :], ((0, 0), (1, 0), (0, 0))) - py
-    )
+    return jnp.pad(px[:, :, :-1], ((0, 0), (0, 0), (1, 0))) - px + jnp.pad(py[:, :-1, :], ((0, 0), (1, 0), (0, 0))) - py
 
 
 def inverse_roots(dx: Images, dy: Images, nu: Scalar, isotropic: bool) -> tuple[Images, Images]:
