@@ -10,10 +10,6 @@ from .direction import SteepestDescent as SteepestDescent
 from .linesearch import CertifiedBacktracking as CertifiedBacktracking
 from .linesearch import Constant as Constant
 from .linesearch import HOAGHeuristic as HOAGHeuristic
-from .lower import LBFGS as LBFGS
-from .lower import GradientDescent as GradientDescent
-from .lower import Nesterov as Nesterov
-from .lower import NewtonCG as NewtonCG
 from .methods import Method as Method
 from .methods import fixed_accuracy as fixed_accuracy
 from .methods import hoag as hoag
@@ -27,3 +23,7 @@ from .solve import hypergradient as hypergradient
 from .solve import iterate as iterate
 from .solve import solve as solve
 from .solve import solve_lower as solve_lower
+from .solvers import LBFGS as LBFGS
+from .solvers import GradientDescent as GradientDescent
+from .solvers import Nesterov as Nesterov
+from .solvers import NewtonCG as NewtonCG

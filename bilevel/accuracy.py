@@ -35,8 +35,8 @@ class Accuracy(NamedTuple):
 
 class AbstractAccuracy(eqx.Module):
     @abc.abstractmethod
-    def init(self, error: float, norm_g_x: float) -> Accuracy:
-        """The first accuracies, from the certified error of the starting x and ||grad_x g|| there."""
+    def init(self, error: float, norm_g_x: float, value: float) -> Accuracy:
+        """The first accuracies, from the certified error of the starting x, and ||grad_x g|| and g there."""
 
     @abc.abstractmethod
     def certifies(self, norm: float, omega: float) -> bool:
@@ -64,8 +64,10 @@ class Adaptive(AbstractAccuracy):
     nu_bar: float = 1.05
     eta: float = 1e-4
 
-    def init(self, error, norm_g_x):
-        eps = error / 10 if self.eps is None else self.eps
+    def init(self, error, norm_g_x, value):
+        # a start that is solved already says nothing about eps: a value known to a thousandth will do
+        start = max(error / 10, 1e-3 * abs(value) / norm_g_x if norm_g_x > 0 else 0.0)
+        eps = start if self.eps is None else self.eps
         delta = norm_g_x / 10 if self.delta is None else self.delta
         return Accuracy(eps, delta, math.nan, 1.0, 1.0, 1.0, 0)
 
@@ -93,7 +95,7 @@ class Fixed(AbstractAccuracy):
     eps: float
     delta: float
 
-    def init(self, error, norm_g_x):
+    def init(self, error, norm_g_x, value):
         return Accuracy(self.eps, self.delta, math.nan, 1.0, 1.0, 1.0, 0)
 
     def certifies(self, norm, omega):
@@ -124,7 +126,7 @@ class Polynomial(eqx.Module):
 class Scheduled(AbstractAccuracy):
     """HOAG's rule: tolerances that fall with the accepted steps whatever is seen, halved at a rejection.
 
-        ||rho_k|| <= tolerance_k ||rho_0|| mu(theta_k) / mu(theta_0),      ||H q - grad_x g|| <= tolerance_k ||grad_x g||_0
+        ||rho_k|| <= tolerance_k ||rho_0|| mu(theta_k) / mu(theta_0),   ||H q - grad_x g|| <= tolerance_k ||grad_x g||_0
 
     With log penalties mu = exp(min theta), which gives the published code's exp(min theta_k - min theta_0). Both sides
     divided by mu it is a schedule for eps in units of the starting error (Pedregosa 2016, arXiv 1602.02355).
@@ -139,7 +141,7 @@ class Scheduled(AbstractAccuracy):
             tolerance=tolerance, eps=tolerance * accuracy.eps_scale, delta=tolerance * accuracy.delta_scale
         )
 
-    def init(self, error, norm_g_x):
+    def init(self, error, norm_g_x, value):
         return self._at(Accuracy(math.nan, math.nan, math.nan, error, norm_g_x, 1.0, 0))
 
     def certifies(self, norm, omega):

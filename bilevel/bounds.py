@@ -33,11 +33,6 @@ def value_error(norm_g_x: Scalar, eps: Scalar, L_upper: Scalar, value: Scalar, s
     return norm_g_x * eps + L_upper * eps**2 / 2 + u * math.sqrt(size) * jnp.abs(value)
 
 
-def convex_lower_value_error(norm_g_x: Scalar, eps: Scalar, value: Scalar, size: int, u: float) -> Scalar:
-    """||grad_x g(x)|| eps + u sqrt(size) |g|  >=  g(x) - f(theta), for g convex in x."""
-    return norm_g_x * eps + u * math.sqrt(size) * jnp.abs(value)
-
-
 def adjoint_error(eps: Scalar, delta: Scalar, mu: Scalar, M_H: Scalar, L_upper: Scalar) -> Scalar:
     """eta_q = (M_H eps + delta + L_g eps) / mu  >=  ||q - qhat||.
 

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import PyTree
 
 from .krylov import lanczos
-from .lower import LBFGS, AbstractLowerSolver
+from .lower import AbstractLowerSolver
 from .problem import (
     AbstractProblem,
     cross_product,
@@ -22,6 +22,7 @@ from .problem import (
 from .inputs import prepare
 from .results import RESULTS
 from .solve import hypergradient, solve_lower
+from .solvers import LBFGS
 
 POINTS = 4
 SLACK = 1 + 1e-6

@@ -72,7 +72,7 @@ def init(method: Method, problem: AbstractProblem, theta0: Vector, x0: Vector, m
     """The state before the first step: x0 with its certified error, and the first accuracies."""
     meter = Meter(problem, method.solver, Counts(), 0.0, 0.0, max_cost)
     point = meter.solve(theta0, x0, math.inf)
-    accuracy = method.accuracy.init(float(point.lower.error), float(point.norm_g_x))
+    accuracy = method.accuracy.init(float(point.lower.error), float(point.norm_g_x), float(point.value))
     return State(
         theta0, point, optax.tree.zeros_like(x0), accuracy, Search(math.nan, math.nan, 0, 0), math.nan, 0,
         meter.counts.cost, meter.counts, meter.seconds, meter.compile_seconds, (meter.counts, meter.seconds),
@@ -105,7 +105,7 @@ def step(
                 spent = meter.counts.cost
                 point = meter.solve(state.theta, state.point.lower.x, accuracy.eps)
                 if float(point.lower.error) > accuracy.eps:
-                    if not point.lower.result == RESULTS.accuracy_floor:
+                    if point.lower.result != RESULTS.accuracy_floor:
                         raise Stop(point.lower.result)
                     lower_floor = True
                 state = dataclasses.replace(state, point=point, work=state.work + meter.counts.cost - spent)
@@ -168,8 +168,8 @@ def step(
 
 def _interval(point: Point, accuracy: Accuracy) -> Interval | None:
     """The value interval of a solved point; None if its solve was capped or broke."""
-    value, error = float(point.value), float(point.value_error)
-    unusable = not math.isfinite(value + error)
-    if unusable or (float(point.lower.error) > accuracy.eps and not point.lower.result == RESULTS.accuracy_floor):
+    value, low, high = float(point.value), float(point.value - point.below), float(point.value + point.value_error)
+    unusable = not math.isfinite(high - low)
+    if unusable or (float(point.lower.error) > accuracy.eps and point.lower.result != RESULTS.accuracy_floor):
         return None
-    return Interval(value, error, accuracy)
+    return Interval(low, value, high, accuracy)

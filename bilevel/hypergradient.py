@@ -24,7 +24,6 @@ from .problem import (
     Vector,
     cross_transpose_product,
     hessian_product,
-    lower_gradient,
 )
 from .results import RESULTS
 
@@ -32,11 +31,13 @@ Count = Int[Array, ""]
 
 
 class Point(eqx.Module):
-    """A solved lower level and the upper level's interval: g(x) - low <= f(theta) <= g(x) + error."""
+    """A solved lower level and the upper level's interval: g(x) - below <= f(theta) <= g(x) + value_error, with
+    below <= value_error (smaller where g is convex)."""
 
     lower: LowerSolution
     value: Scalar
     value_error: Scalar
+    below: Scalar
     norm_g_x: Scalar
     certified: bool = eqx.field(static=True)
 
@@ -79,7 +80,9 @@ def evaluate(
     norm_g_x = optax.tree.norm(g_x)
     size, u = optax.tree.size(lower.x), inequalities.unit_roundoff(value.dtype)
     error = inequalities.value_error(norm_g_x, lower.error, L_upper, value, size, u)
-    return Point(lower, value, error, norm_g_x, lower.certified and constants.L_upper is not None)
+    # a convex g lies above its tangent at x: below g(x) the quadratic term is not needed
+    below = inequalities.value_error(norm_g_x, lower.error, 0.0, value, size, u) if constants.convex_upper else error
+    return Point(lower, value, error, below, norm_g_x, lower.certified and constants.L_upper is not None)
 
 
 def certificate_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:

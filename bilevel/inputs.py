@@ -43,8 +43,8 @@ def prepare(
             raise TypeError(f"{type(problem).__name__}.{name} must return a scalar of floating dtype, not {shape}")
         if shape.dtype != dtype:
             raise TypeError(
-                f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the arrays "
-                "inside it with the dtype of x"
+                f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the "
+                "arrays inside it with the dtype of x"
             )
     mu = problem.constants(theta).mu
     if mu is not None and not float(mu) > 0:

@@ -20,10 +20,11 @@ class Verdict(enum.Enum):
 
 
 class Interval(NamedTuple):
-    """|value - f(theta)| <= error; `accuracy` is what was asked for."""
+    """low <= f(theta) <= high around the computed value; `accuracy` is what was asked for."""
 
+    low: float
     value: float
-    error: float
+    high: float
     accuracy: Accuracy
 
 
@@ -106,7 +107,7 @@ class CertifiedBacktracking(AbstractLineSearch):
         step, first, failures, allowed = search
         if trial is None:
             return Verdict.SHRINK, search._replace(step=0.1 * step, first=0.1 * step)
-        if (trial.value + trial.error) - (base.value - base.error) <= -self.decrease * length**2 / step:
+        if trial.high - base.low <= -self.decrease * length**2 / step:
             step = self.rho_bar * step
             return Verdict.ACCEPT, Search(step, step, 0, self.max_backtracks)
         if failures + 1 < allowed:

@@ -1,4 +1,4 @@
-"""Descend h(., theta) until the error is certified: one loop, one stopping rule, four methods.
+"""Descend h(., theta) until the error is certified: one loop, one stopping rule, whatever the method.
 
     eps = (||rho|| + u L ||x||) / mu  >=  ||x - xhat(theta)||,      rho = grad_x h(x, theta)
 
@@ -13,10 +13,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from .bounds import lower_error, rounding, unit_roundoff
-from .krylov import cg_iterations, lanczos
+from .krylov import lanczos
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
 from .results import RESULTS
 
@@ -97,102 +97,6 @@ class AbstractLowerSolver(eqx.Module):
         """The next iterate; spends at most level.max_cost - it.cost."""
 
 
-class GradientDescent(AbstractLowerSolver):
-    """x+ = x - 2/(L + mu) grad h(x): contracts by (kappa - 1)/(kappa + 1) a step, kappa = L/mu."""
-
-    def init(self, x, rho):
-        return None
-
-    def step(self, level, it):
-        return it.move(level, optax.tree.add_scale(it.x, -2 / (it.L + level.mu), it.rho), None)
-
-
-class Nesterov(AbstractLowerSolver):
-    """v+ = x - grad h(x)/L,  x+ = v+ + (sqrt(kappa) - 1)/(sqrt(kappa) + 1) (v+ - v): about sqrt(kappa) steps a digit.
-
-    Nesterov, Lectures on Convex Optimization (2018), scheme 2.2.22. The gradient, and so the certificate, is at x.
-    """
-
-    def init(self, x, rho):
-        return x
-
-    def step(self, level, it):
-        root = jnp.sqrt(it.L / level.mu)
-        v = optax.tree.add_scale(it.x, -1 / it.L, it.rho)
-        x = optax.tree.add_scale(v, (root - 1) / (root + 1), optax.tree.sub(v, it.memory))
-        return it.move(level, x, v)
-
-
-class LBFGS(AbstractLowerSolver):
-    """x+ = x - t B grad h(x), B from the last secant pairs (optax), t from gradients alone.
-
-    For convex h the slope phi'(t) = <grad h(x + t d), d> grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
-    overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
-    floor, where a comparison of values would stall at the square root of it.
-    """
-
-    pairs: int = eqx.field(static=True, default=10)
-
-    def init(self, x, rho):
-        zero = jnp.zeros_like(optax.tree.norm(x))
-        return self._direction().init(x), x, optax.tree.zeros_like(x), zero, zero
-
-    def _direction(self):
-        return optax.scale_by_lbfgs(memory_size=self.pairs)
-
-    def step(self, level, it):
-        state, base, d, slope, t = it.memory
-        slope_t = optax.tree.vdot(it.rho, d)
-
-        def accept():
-            d, new_state = self._direction().update(it.rho, state, it.x)
-            d = optax.tree.scale(-1, d)
-            slope = optax.tree.vdot(it.rho, d)
-            downhill = slope < 0
-            d = optax.tree.where(downhill, d, optax.tree.scale(-1 / it.L, it.rho))
-            return new_state, it.x, d, jnp.where(downhill, slope, -(it.residual**2) / it.L), jnp.ones_like(t)
-
-        def shorten():
-            return state, base, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.1, 0.5)
-
-        memory = lax.cond(slope_t <= -0.9 * slope, accept, shorten)
-        _, base, d, _, t = memory
-        return it.move(level, optax.tree.add_scale(base, t, d), memory)
-
-
-class NewtonCG(AbstractLowerSolver):
-    """x+ = x + t d with ||H d + rho|| <= eta ||rho|| by conjugate gradients; t halves until ||rho|| falls.
-
-    <rho, H d> <= -(1 - eta) ||rho||^2 makes d a descent direction of ||rho||, so the halving ends, for any strongly
-    convex h. eta = min(1/2, sqrt(||rho|| / ||rho_0||)), never below what reaches the goal (Dembo, Eisenstat, Steihaug
-    1982).
-    """
-
-    def init(self, x, rho):
-        norm = optax.tree.norm(rho)
-        return x, optax.tree.zeros_like(x), jnp.full_like(norm, jnp.inf), jnp.zeros_like(norm), norm
-
-    def step(self, level, it):
-        base, d, previous, t, first = it.memory
-
-        def accept():
-            eta = jnp.minimum(0.5, jnp.sqrt(it.residual / first))
-            goal = jnp.maximum(eta * it.residual, 0.5 * jnp.minimum(level.goal, it.residual))
-            zeros = optax.tree.zeros_like(it.x)
-            d, products, _ = cg_iterations(
-                lambda v: level.product(it.x, v), zeros, optax.tree.scale(-1, it.rho), lambda q: goal,
-                mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
-            )  # fmt: skip
-            return (it.x, d, it.residual, jnp.ones_like(t), first), products
-
-        def shorten():
-            return (base, d, previous, t / 2, first), jnp.asarray(0, jnp.int32)
-
-        memory, products = lax.cond(it.residual <= (1 - 1e-4 * t) * previous, accept, shorten)
-        base, d, _, t, _ = memory
-        return it.move(level, optax.tree.add_scale(base, t, d), memory, products)
-
-
 def overhead(problem: AbstractProblem, theta: Vector) -> int:
     """The cost of a solve before its first step: the gradient at the start, and estimates of mu and L."""
     constants = problem.constants(theta)
@@ -250,17 +154,12 @@ def descend(
     it, _, since_best = lax.while_loop(unfinished, step, (start, residual, jnp.asarray(0, jnp.int32)))
 
     noise = floor(it)
-    error = lower_error(it.residual, noise, mu)
+    error = jnp.where(mu > 0, lower_error(it.residual, noise, mu), jnp.inf)
     result = RESULTS.where(error <= eps, RESULTS.converged, RESULTS.max_cost_reached)
     at_floor = (error > eps) & ((mu * eps < 2 * noise) & (it.residual <= noise) | stalled(it, since_best))
     result = RESULTS.where(at_floor, RESULTS.accuracy_floor, result)
+    result = RESULTS.where(jnp.isfinite(it.residual), result, RESULTS.non_finite)
     result = RESULTS.where(mu > 0, result, RESULTS.not_strongly_convex)
-    result = RESULTS.where(jnp.isfinite(error), result, RESULTS.non_finite)
     return LowerSolution(
         it.x, error, it.residual, result, mu, it.L, it.lower_gradients, it.hessian_products, constants.mu is not None
     )
-
-
-def reached(solution: LowerSolution) -> Bool[Array, ""]:
-    """The accuracy asked for, or the best that the dtype has."""
-    return (solution.result == RESULTS.converged) | (solution.result == RESULTS.accuracy_floor)

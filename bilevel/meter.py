@@ -50,8 +50,14 @@ class Meter:
     compilations = 0  # of this process, kept by the listener below
 
     def __init__(
-        self, problem: AbstractProblem, solver: Any, counts: Counts, seconds: float, compile_seconds: float, max_cost: float
-    ):  # fmt: skip
+        self,
+        problem: AbstractProblem,
+        solver: Any,
+        counts: Counts,
+        seconds: float,
+        compile_seconds: float,
+        max_cost: float,
+    ):
         self.problem, self.solver = problem, solver
         self.counts, self.compile_seconds, self.max_cost = counts, compile_seconds, max_cost
         self._start = time.perf_counter() - seconds - compile_seconds

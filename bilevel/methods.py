@@ -6,7 +6,8 @@ from .accuracy import AbstractAccuracy, Adaptive, Fixed, Geometric, Polynomial, 
 from .direction import AbstractDirection, SteepestDescent
 from .inputs import positive
 from .linesearch import AbstractLineSearch, CertifiedBacktracking, HOAGHeuristic
-from .lower import AbstractLowerSolver, Nesterov
+from .lower import AbstractLowerSolver
+from .solvers import Nesterov
 
 
 class Method(eqx.Module):

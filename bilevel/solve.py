@@ -20,11 +20,12 @@ from tqdm import tqdm
 from . import checkpoint as checkpoints
 from .descent import Info, State, init, step
 from .inputs import make_box, positive, prepare
-from .lower import AbstractLowerSolver, LowerSolution, Nesterov, descend, overhead
+from .lower import AbstractLowerSolver, LowerSolution, descend, overhead
 from .meter import UNLIMITED, Counts, Meter, differentiate
 from .methods import Method, maid
 from .problem import AbstractProblem
 from .results import RESULTS, Solution
+from .solvers import Nesterov
 
 minimise = eqx.filter_jit(descend)
 COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "delta", "step")
@@ -103,7 +104,7 @@ def solve(
     box = make_box(bounds, theta0)
     if max_cost < 2 * overhead(problem, theta0):
         raise ValueError(f"max_cost={max_cost} does not even pay for the first gradient; give at least 10")
-    state = init(method, problem, theta0, x0)
+    start = init(method, problem, theta0, x0)
     history: dict[str, list] = {name: [] for name in (*COLUMNS, *Counts._fields, "cost", "seconds")}
     prints = None
     if checkpoint is not None:
@@ -111,16 +112,16 @@ def solve(
     if resume:
         if checkpoint is None:
             raise ValueError("resume=True needs the file to resume from: pass checkpoint=path")
-        state, history = checkpoints.load(checkpoint, state, prints)
+        start, history = checkpoints.load(checkpoint, start, prints)
 
-    good, failed = (state, len(history["value"])), False
+    good, failed = (start, len(history["value"])), False
     save = _saver(checkpoint, history, prints)
     bar = tqdm(
-        total=None if math.isinf(max_cost) else max_cost, initial=state.counts.cost, unit="products",
+        total=None if math.isinf(max_cost) else max_cost, initial=start.counts.cost, unit="products",
         desc="bilevel", disable=None if progress else True,
     )  # fmt: skip
     try:
-        for state, info in _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
+        for state, info in _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, start):
             _record(history, info)
             _show(bar, state, info)
             if callback is not None:
@@ -135,7 +136,8 @@ def solve(
     result = info.result if saved and not failed else RESULTS.checkpoint_failed
     if info.result is None:  # stopped between two steps, at a point whose gradient is not known yet
         info = info._replace(
-            value=float(state.point.value), value_error=float(state.point.value_error), eps=float(state.point.lower.error),
+            value=float(state.point.value), value_error=float(state.point.value_error),
+            eps=float(state.point.lower.error),
             gradient_norm=math.nan, gradient_error=math.inf, delta=math.inf, step=math.nan, certificate="none",
             counts=state.known[0], seconds=state.known[1],
         )  # fmt: skip

@@ -15,6 +15,7 @@ LAYERS = [
     {"krylov"},
     {"estimates"},
     {"lower", "hypergradient"},
+    {"solvers"},
     {"accuracy", "direction", "predict", "linesearch"},
     {"inputs", "meter"},
     {"methods"},
