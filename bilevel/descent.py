@@ -118,10 +118,11 @@ def step(
                 if box is not None:
                     _, norm = meter.move(SteepestDescent(), state.theta, gradient.gradient, 1.0, box)
                 state = dataclasses.replace(state, q=gradient.q)
-            if norm + omega <= (state.tol if tol is None else tol):
+            if norm + omega <= (state.tol if tol is None else tol) or norm + omega == 0:
                 raise Stop(RESULTS.converged)
             if not method.accuracy.certifies(norm, omega):
-                if lower_floor and adjoint_floor:
+                # an error of exactly zero (x = 0, q = 0) is below every floor: nothing is left to ask for either
+                if (lower_floor or float(state.point.lower.error) == 0) and (adjoint_floor or delta == 0):
                     raise Stop(RESULTS.accuracy_floor)
                 state = dataclasses.replace(state, accuracy=method.accuracy.update(accuracy, Event.CERTIFICATE_FAILED))
                 continue

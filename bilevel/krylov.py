@@ -96,8 +96,8 @@ def conjugate_gradients(
         met = residual <= target(q) * (1 + 1e-6)
         done = met | bad | (products >= max_products) | ~(residual <= previous / 2) | (rounds >= MAX_ROUNDS)
         left = jnp.where(done, 0, max_products - 1 - products)
-        q, spent, bad = cg_iterations(product, q, r, target, mu=mu, L=L, u=u, max_products=left)
-        return q, residual, products + spent, rounds + 1, bad, done
+        q, spent, now_bad = cg_iterations(product, q, r, target, mu=mu, L=L, u=u, max_products=left)
+        return q, residual, products + spent, rounds + 1, bad | now_bad, done
 
     zero, false = jnp.asarray(0, jnp.int32), jnp.asarray(False)
     start = (q0, jnp.full_like(delta, jnp.inf), zero, zero, false, false)

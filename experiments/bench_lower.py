@@ -1,0 +1,125 @@
+"""min over x of h(x, theta) until ||grad_x h|| <= mu eps: which method asks for least, in products and in seconds?
+
+Gradient descent, Nesterov, L-BFGS and Newton-CG on total variation (nine photographs 96 x 96) at three theta and on
+the paper's quadratic, from the problem's own guess; then bilevel.maid() as a whole with each of them. Cost counts
+lower-level gradients and Hessian products and is exact. Seconds are medians without compilation, of this machine as it
+is now.
+
+`python experiments/bench_lower.py`, last part of `make bench`.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import numpy as np
+import style
+from tqdm import tqdm
+
+import bilevel
+import problems
+from problems import data
+from problems.quadratic import uniform_data
+
+jax.config.update("jax_enable_x64", True)
+
+LOG = style.HERE / "logs" / "bench_lower.jsonl"
+SOLVERS = {
+    "GradientDescent": bilevel.GradientDescent(),
+    "Nesterov": bilevel.Nesterov(),
+    "LBFGS": bilevel.LBFGS(),
+    "NewtonCG": bilevel.NewtonCG(),
+}
+EPS = (1e-1, 1e-3, 1e-5, 1e-8)
+THETA0 = np.array([-5.0, -5.0])
+WITHIN = 0.02
+
+
+def lower_levels(log: style.Log, repeats: int, budget: float) -> None:
+    """Every method on every lower-level problem; repeats end early once `budget` seconds are spent on one of them."""
+    photographs = data.photographs(96).pixels
+    tv = problems.TotalVariation(photographs, data.add_noise(photographs, 0.1, seed=0))
+    places = {
+        "TV (-5, -5), start": (tv, THETA0),
+        "TV (-2.08, -4.6), near the optimum": (tv, np.array([-2.08, -4.6])),
+        "TV (0, -4.6), too strong": (tv, np.array([0.0, -4.6])),
+        "quadratic, ones": (uniform_data(0), np.ones(10)),
+    }
+    bar = tqdm(total=len(places) * len(SOLVERS) * len(EPS), desc="lower level", disable=None)
+    for place, (problem, theta) in places.items():
+        constants = problem.constants(theta)
+        kappa = float(constants.L / constants.mu)
+        rows = {}
+        for name, solver in SOLVERS.items():
+            for eps in EPS:
+                seconds = []
+                while len(seconds) < 2 or (len(seconds) <= repeats and sum(seconds) < budget):
+                    start = time.perf_counter()
+                    solution = jax.block_until_ready(bilevel.solve_lower(problem, theta, eps=eps, solver=solver))
+                    seconds.append(time.perf_counter() - start)
+                numbers = {
+                    "lower_gradients": int(solution.lower_gradients),
+                    "hessian_products": int(solution.hessian_products),
+                    "seconds": statistics.median(seconds[1:]),
+                    "first_call_seconds": seconds[0],
+                    "repeats": len(seconds) - 1,
+                    "eps": eps,
+                    "error": float(solution.error),
+                    "result": str(bilevel.RESULTS[solution.result]),
+                }
+                log.write("config", f"{place}, {name}, eps {eps:g}", solver=name, eps=eps, kappa=kappa, place=place,
+                          **style.environment())  # fmt: skip
+                log.write("end", f"{place}, {name}, eps {eps:g}", **numbers)
+                rows[name, eps] = numbers
+                bar.update()
+        header = ("cost / ms", *(f"eps {eps:g}" for eps in EPS))
+        cells = [
+            (name, *(f"{_cost(rows[name, eps])} / {1e3 * rows[name, eps]['seconds']:.1f}" for eps in EPS))
+            for name in SOLVERS
+        ]
+        tqdm.write(f"\n{place}: condition number {kappa:.4g}\n{style.table(header, cells)}")
+    bar.close()
+
+
+def whole_runs(log: style.Log, max_cost: float) -> None:
+    """maid() on eight photographs, chelsea held out, with each method: cost and seconds to the optimum + 0.02."""
+    train, _ = data.denoising_set("photographs", sigma=0.1, seed=0, held_out=["chelsea"])
+    problem = problems.TotalVariation(train.clean, train.noisy)
+    # the smallest value any of them reaches, known to its certified error, stands for the optimum
+    solutions, seconds = {}, {}
+    for name, solver in tqdm(SOLVERS.items(), desc="maid()", disable=None):
+        config = {"method": "maid", "solver": name, "place": "TV, whole run"}
+        method = bilevel.maid(solver=solver)
+        bilevel.solve(problem, THETA0, method, max_cost=300, progress=False)  # compile, and warm up
+        solutions[name] = style.logged_solve(
+            log, f"maid, {name}", config, problem, THETA0, method, max_cost=max_cost, tol=1e-2, progress=False
+        )
+        seconds[name] = solutions[name].state.seconds
+    optimum = min(s.value for s in solutions.values())
+    rows = []
+    for name, s in solutions.items():
+        reached = np.flatnonzero(s.history["value"] + s.history["value_error"] <= optimum + WITHIN)
+        k = int(reached[0]) if len(reached) else None
+        there = ("-", "-") if k is None else (int(s.history["cost"][k]), f"{s.history['seconds'][k]:.2f}")
+        rows.append((name, *there, s.state.counts.cost, f"{seconds[name]:.2f}", "yes" if s.converged else "no"))
+        log.write("config", f"reached, {name}", optimum=optimum, within=WITHIN)
+        log.write("end", f"reached, {name}", cost=None if k is None else there[0],
+                  seconds=None if k is None else float(s.history["seconds"][k]))  # fmt: skip
+    header = ("maid() with", f"cost to {WITHIN}", "seconds", "cost to tol 1e-2", "seconds", "converged")
+    print(f"\nTV, eight photographs, from (-5, -5); smallest value {optimum:.6f}\n{style.table(header, rows)}")
+
+
+def _cost(numbers: dict) -> str:
+    cost = numbers["lower_gradients"] + numbers["hessian_products"]
+    return f"{cost}" if numbers["error"] <= numbers["eps"] else f"{cost}!"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default 5)")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds after which no further repeat starts")
+    arguments = parser.parse_args()
+    log = style.Log(LOG, fresh=True)
+    lower_levels(log, arguments.repeats, arguments.budget)
+    whole_runs(log, max_cost=10_000)

@@ -1,0 +1,136 @@
+"""min over theta  1/n sum 1/2 ||xhat_i - clean_i||^2,   xhat_i the total-variation denoising of noisy_i with theta.
+
+Learns theta = (log weight, log smoothing) from eight photographs and shows what it does to one that nobody trained on.
+The photographs come with scikit-image and scikit-learn. `make demo`, or `python experiments/demo.py`; `--draw` makes
+the figure again from the log.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+import style
+from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
+
+import bilevel
+import problems
+from problems import data
+
+jax.config.update("jax_enable_x64", True)
+
+LOG = style.HERE / "logs" / "demo.jsonl"
+FIGURE = style.HERE / "figures" / "demo.png"
+SIZE, SIGMA, SEED, HELD_OUT = 256, 0.1, 0, "chelsea"
+THETA0 = (-5.0, -5.0)
+TOL = 1.0  # on the gradient's norm, about a hundredth of its largest value on the way
+
+
+def solve() -> None:
+    """Learn, print the table, write the log and the pictures beside it."""
+    clock, start = style.CompileClock(), time.perf_counter()
+    train, held_out = data.denoising_set("photographs", sigma=SIGMA, seed=SEED, held_out=[HELD_OUT], size=SIZE)
+    print(f"Learning from {', '.join(train.names)}; {HELD_OUT} is held out. {SIZE} x {SIZE} pixels, noise {SIGMA}.")
+    problem = problems.TotalVariation(train.clean, train.noisy)
+    config = {"method": "maid", "train": train.names, "held_out": HELD_OUT, "size": SIZE, "sigma": SIGMA, "seed": SEED}
+    log = style.Log(LOG, fresh=True)
+    solution = style.logged_solve(log, "maid", config, problem, np.array(THETA0), bilevel.maid(), tol=TOL)
+
+    # All nine photographs with the parameters before and after: one program, compiled once.
+    noisy, clean = (np.concatenate([getattr(s, name) for s in (train, held_out)]) for name in ("noisy", "clean"))
+    images = {"noisy": noisy}
+    for name, theta in (("initial", np.array(THETA0)), ("learnt", solution.theta)):
+        images[name] = np.asarray(problem.denoise(theta, noisy).x)
+    psnr = {name: data.psnr(x, clean) for name, x in images.items()}
+    n = len(train.names)
+    quality = {name: {"train": np.mean(p[:n]), "held_out": np.mean(p[n:])} for name, p in psnr.items()}
+    log.write("config", "psnr")
+    log.write("end", "psnr", **quality)
+    images["clean"] = clean
+    eight_bits = {name: (255 * x[-1].clip(0, 1)).round().astype(np.uint8) for name, x in images.items()}
+    np.savez_compressed(LOG.with_suffix(".npz"), **eight_bits)
+
+    s, counts = solution, solution.state.counts
+    print()
+    print(
+        style.table(
+            ("mean PSNR", "noisy", "initial theta", "learnt theta"),
+            [
+                (where, *(f"{quality[name][key]:.2f} dB" for name in ("noisy", "initial", "learnt")))
+                for key, where in (("train", f"{n} training photographs"), ("held_out", f"held out: {HELD_OUT}"))
+            ],
+        )
+    )
+    print()
+    kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts._asdict().items() if count)
+    facts = [
+        ("log weight, log smoothing", f"({s.theta[0]:.4f}, {s.theta[1]:.4f}), from ({THETA0[0]:g}, {THETA0[1]:g})"),
+        ("upper-level value", f"{s.value:.6f} +- {s.value_error:.1e}, from {s.history['value'][0]:.4f}"),
+        ("norm of the gradient", f"{s.gradient_norm:.2e} +- {s.gradient_error:.1e}, tolerance {s.state.tol:.1e}"),
+        ("certified", "yes: every bound is proven" if s.certified else "no: some bounds rest on estimates"),
+        ("cost", f"{counts.cost}: {kinds}"),
+        ("outer steps", s.state.steps),
+        ("seconds", f"{s.history['seconds'][-1]:.1f} learning, {clock.seconds:.1f} compiling everything here"),
+        ("result", bilevel.RESULTS[s.result]),
+    ]
+    width = max(len(name) for name, _ in facts)
+    print("\n".join(f"{name.ljust(width)}  {fact}" for name, fact in facts))
+    draw()
+    print(f"\nThe photograph nobody trained on: {FIGURE.relative_to(style.HERE.parent)}")
+    print(f"{time.perf_counter() - start:.0f} s in all.")
+
+
+def draw() -> None:
+    """The figure, from the log alone."""
+    runs = style.read(LOG)
+    if "maid" not in runs:
+        raise SystemExit(f"{LOG.relative_to(style.HERE.parent)} holds no run; run `make demo` first.")
+    run, images = runs["maid"], dict(np.load(LOG.with_suffix(".npz")))
+    steps, end = run.steps, run.end
+    style.use()
+    figure = plt.figure(figsize=(11, 6.4))
+    top, bottom = figure.subfigures(2, height_ratios=[1.15, 1])
+    titles = {
+        "noisy": "noisy",
+        "initial": "initial $\\theta$ = ({:g}, {:g})".format(*run.config["theta0"]),
+        "learnt": "learnt $\\theta$ = ({:.2f}, {:.2f})".format(*end["theta"]),
+        "clean": "clean, never trained on",
+    }
+    for axes, (name, title) in zip(top.subplots(1, 4), titles.items(), strict=True):
+        psnr = "" if name == "clean" else f"{data.psnr(images[name] / 255, images['clean'] / 255):.1f} dB"
+        style.picture(axes, images[name] / 255, f"{title}\n{psnr}")
+    axes = dict(zip(("value", "gradient"), bottom.subplots(1, 2), strict=True))
+    cost, colour = steps["cost"], style.COLOURS["maid"]
+
+    above = steps["value"][:-1] - end["value"]
+    error = steps["value_error"][:-1] + end["value_error"]
+    a = axes["value"]
+    a.fill_between(cost[:-1], np.maximum(above - error, above / 100), above + error, color=colour, alpha=0.2, lw=0)
+    a.plot(cost[:-1], above, "o-", color=colour, ms=4, label="above the last value, with its interval")
+    a.plot(cost, steps["value_error"], "s:", color=style.BOUND, ms=4, lw=1.4, label="certified error of the value")
+    a.set(title="Upper level: how far to go, and how well it is known", ylabel="$f(\\theta_k) - f(\\theta_K)$")
+    a.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
+    label = f"from {steps['value'][0]:.1f} down to {end['value']:.4f} $\\pm$ {end['value_error']:.0e}"
+    a.text(0.03, 0.05, label, transform=a.transAxes)
+
+    a = axes["gradient"]
+    z, omega = steps["gradient_norm"], steps["gradient_error"]
+    cost = np.append(
+        cost[1:], end["cost"]
+    )  # a line's cost is that of its value; its gradient is known by the next line's
+    a.fill_between(cost, np.maximum(z - omega, z / 100), z + omega, color=colour, alpha=0.2, lw=0)
+    a.plot(cost, z, "o-", color=colour, ms=4, label="computed, with its certified interval")
+    a.axhline(end["tol"], color=style.GOOD, ls="--", lw=1.4, label="tolerance")
+    a.set(title="Gradient: its norm lies in the band, certainly", ylabel="$\\|\\nabla f(\\theta_k)\\|$")
+    a.legend(loc="lower left")
+    for a in axes.values():
+        a.set(xscale="log", yscale="log", xlabel="cost: gradients and products of the lower level")
+        a.yaxis.set_minor_formatter(NullFormatter())
+    style.save(figure, FIGURE)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser.add_argument("--draw", action="store_true", help="only draw the figure, from the log")
+    draw() if parser.parse_args().draw else solve()
