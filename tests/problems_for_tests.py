@@ -151,6 +151,45 @@ class Bilinear(AbstractProblem):
         return Constants(mu=1.0, L=1.0, L_upper=1.0, L_hessian=0.0, L_cross=0.0, convex_upper=True)
 
 
+class Scalar(AbstractProblem):
+    """x and theta are numbers; every constant is attained, so each term of a bound can be the whole error.
+
+        h = mu/2 x^2 + a/6 x_+^3 + theta (p x + b/2 x^2),       g = l/2 (x - c)^2 + s x + theta m x
+
+    At theta = 0: xhat = 0, H = mu + a x_+, J = p + b x, L_H = a, L_J = |b|, L_g = |l|, grad_theta g moves by m x.
+    """
+
+    mu: Float[Array, ""]
+    a: Float[Array, ""]
+    p: Float[Array, ""]
+    b: Float[Array, ""]
+    c: Float[Array, ""]
+    l: Float[Array, ""]
+    s: Float[Array, ""]
+    m: Float[Array, ""]
+
+    def lower(self, x, theta):
+        bent = self.a / 6 * jnp.maximum(x, 0) ** 3
+        return self.mu / 2 * x**2 + bent + theta * (self.p * x + self.b / 2 * x**2)
+
+    def upper(self, x, theta):
+        return self.l / 2 * (x - self.c) ** 2 + self.s * x + theta * self.m * x
+
+    def guess(self, theta):
+        return jnp.zeros_like(self.mu)
+
+    def constants(self, theta):
+        return Constants(
+            mu=self.mu,
+            L=2 * self.mu,
+            L_upper=self.l,
+            L_upper_theta=self.m,
+            L_hessian=self.a,
+            L_cross=jnp.abs(self.b),
+            convex_upper=True,
+        )
+
+
 # Random draws.
 
 
@@ -256,7 +295,11 @@ def truth(problem: AbstractProblem, theta: Any, x0: Any, steps: int = 200) -> Tr
     g_x, g_theta = jax.grad(upper, argnums=(0, 1))(x, flat_theta)
     gradient = g_theta - J.T @ jnp.linalg.solve(H, g_x)
     return Truth(
-        shape_x(x), upper(x, flat_theta), shape_theta(gradient), jnp.linalg.norm(J, 2), norm / problem.constants(theta).mu
+        shape_x(x),
+        upper(x, flat_theta),
+        shape_theta(gradient),
+        jnp.linalg.norm(J, 2),
+        norm / problem.constants(theta).mu,
     )
 
 

@@ -19,7 +19,6 @@ from problems_for_tests import (
 import bilevel
 from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent, Nesterov, NewtonCG
 from bilevel.hypergradient import reads_theta
-from problems.quadratic import Quadratic
 
 SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]
 

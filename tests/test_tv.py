@@ -13,6 +13,7 @@ from problems.tv import adjoint_differences, differences
 
 OPTIONS = [{}, {"isotropic": True}, {"elastic": True}, {"isotropic": True, "elastic": True}]
 options = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "+".join(option) or "plain")
+extremes = pytest.mark.parametrize("option", [OPTIONS[0], OPTIONS[3]], ids=["plain", "isotropic+elastic"])
 SHAPE = (3, 5, 6)
 
 
@@ -30,20 +31,20 @@ def make(option, shape=SHAPE):
 
 
 def energy(problem, x, theta):
-    """h from its definition, image by image and edge by edge, left to JAX to differentiate."""
+    """h from its definition, one image at a time, left to JAX to differentiate."""
     w, nu = jnp.exp(theta[0]) / 2, jnp.exp(theta[1])
-    total = 0.0
-    for image, noisy in zip(x, problem.noisy, strict=True):
+
+    def one(image, noisy):
         dx = jnp.concatenate([image[:, 1:] - image[:, :-1], jnp.zeros((image.shape[0], 1))], axis=1)
         dy = jnp.concatenate([image[1:] - image[:-1], jnp.zeros((1, image.shape[1]))], axis=0)
         if problem.isotropic:
             roots = jnp.sqrt(dx**2 + dy**2 + nu**2)
         else:
             roots = jnp.sqrt(dx**2 + nu**2) + jnp.sqrt(dy**2 + nu**2)
-        total += jnp.sum((image - noisy) ** 2) / 2 + w * jnp.sum(roots)
-        if problem.elastic:
-            total += jnp.exp(theta[2]) / 2 * jnp.sum(image**2)
-    return total
+        return jnp.sum((image - noisy) ** 2) / 2 + w * jnp.sum(roots)
+
+    h = jnp.sum(jax.vmap(one)(x, problem.noisy))
+    return h + jnp.exp(theta[2]) / 2 * jnp.sum(x**2) if problem.elastic else h
 
 
 class Plain(TotalVariation):
@@ -66,10 +67,10 @@ def test_derivatives_are_those_of_the_energy(option):
     x, v, t = normal(2), normal(3), normal(4, theta.shape)
 
     def unrolled(problem, theta):  # two gradient steps, differentiated through
-        y = x
-        for _ in range(2):
-            y = y - 0.1 * lower_gradient(problem, y, theta)
-        return jnp.sum(v * y)
+        def step(y, _):
+            return y - 0.1 * lower_gradient(problem, y, theta), None
+
+        return jnp.sum(v * jax.lax.scan(step, x, length=2)[0])
 
     @jax.jit
     def everything(problem):
@@ -82,7 +83,6 @@ def test_derivatives_are_those_of_the_energy(option):
             "Jt": cross_product(problem, x, theta, t),
             "JTv": cross_transpose_product(problem, x, theta, v),
             "JTv by reverse": jax.vjp(lambda theta: lower_gradient(problem, x, theta), theta)[1](v),
-            "theta Hessian": jax.jacfwd(jax.grad(problem.lower, argnums=1), argnums=1)(x, theta),
             "unrolled": jax.grad(unrolled, argnums=1)(problem, theta),
             "vmap": jax.vmap(lambda x: hessian_product(problem, x, theta, v))(jnp.stack([x, v])),
         }
@@ -169,7 +169,7 @@ def test_J_is_its_norm(option):
     np.testing.assert_allclose(bounds_of(problem, x, theta, x).J, exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize("option", [OPTIONS[0], OPTIONS[3]], ids=["plain", "isotropic+elastic"])
+@extremes
 def test_lipschitz_constants_hold_against_a_search(option):
     """Ascent on quotient/bound over x, x' and a direction, from random starts: close to 1, never above.
 
@@ -228,7 +228,7 @@ def test_lipschitz_constants_hold_against_a_search(option):
 
     best = jnp.max(search(flat), axis=(0, 1))
     assert (best <= 1 + 1e-9).all(), best
-    assert (best >= jnp.asarray([0.6, 0.5, 0.6, 0.5])).all(), best  # or the search has not searched
+    assert (best >= jnp.asarray([0.65, 0.75, 0.8, 0.85])).all(), best  # or the search has not searched
 
 
 @options
@@ -247,8 +247,8 @@ def test_bounds_hold_between_two_points(option):
         assert np.linalg.norm(J - J_there, 2) <= bounds.L_J * distance
         assert np.linalg.norm((H - H_there) @ q.ravel()) <= bounds.M_H * distance
         assert np.linalg.norm((J - J_there).T @ q.ravel()) <= bounds.M_J * distance
-    assert bounds.M_H <= known.L_hessian * jnp.linalg.norm(q.ravel())
-    assert bounds.M_J <= known.L_cross * jnp.linalg.norm(q.ravel()) * (1 + 1e-12)
+    norm_q = np.linalg.norm(q.ravel())
+    assert bounds.M_H / norm_q <= known.L_hessian and bounds.M_J / norm_q <= known.L_cross * (1 + 1e-12)
 
 
 def test_upper_level():
@@ -262,7 +262,7 @@ def test_upper_level():
         TotalVariation(None, problem.noisy).upper(x, theta)
 
 
-@options
+@extremes
 def test_float32_stays_float32(option):
     problem, theta = make(option)
     x, v = normal(2), normal(3)

@@ -1,0 +1,159 @@
+"""How near total variation comes to the speed of memory:  percent = (arrays * t_copy / 2) / t_kernel.
+
+t_copy is NumPy's time to copy one stack, in the same round: one array read and one written. It goes round five stacks,
+so that the cache holds it no better than it holds the kernel's own arrays. A kernel cannot move fewer arrays than it
+reads and writes, and that, at NumPy's rate, is its floor:
+
+    gradient         x <- x - grad_x h(x) / L      3 arrays: x, noisy; x
+    Hessian product  v <- v - d2h/dx2 v / L        3 arrays: x, v; v
+    step             one turn of `bilevel.Nesterov` inside `bilevel.lower.descend`, the gradient, ||rho|| and the test
+                     of the certificate included   5 arrays: x, its predecessor, noisy; both again
+
+Every kernel repeats inside one compiled loop, as in the solvers: no dispatch is timed, and what does not change from
+turn to turn (for the Hessian product, as in conjugate gradients, all that depends on x alone) is computed once.
+`plain` is the same energy under `jax.grad`, without the hand-written rules of `problems.TotalVariation`. Random images.
+Numbers are medians over the rounds; "(best)" compares the fastest rounds, for a machine that others use as well.
+`make bench`, or `python experiments/bench_kernels.py`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import bilevel
+from bilevel.lower import descend
+from bilevel.problem import hessian_product, lower_gradient
+from problems import TotalVariation
+
+jax.config.update("jax_enable_x64", True)
+
+THETA = (-2.1, -4.6)  # about the optimum of the paper's experiment
+SIZES = {(25, 96, 96): 40, (20, 256, 256): 10}  # and the turns of a loop
+ARRAYS = {"gradient": 3, "Hessian product": 3, "step": 5}
+
+
+class Plain(TotalVariation):
+    """The energy as one writes it, differentiated by JAX."""
+
+    def lower(self, x, theta):
+        w, nu = jnp.exp(theta[0]) / 2, jnp.exp(theta[1])
+        dx, dy = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
+        roots = jnp.sum(jnp.sqrt(dx**2 + nu**2)) + jnp.sum(jnp.sqrt(dy**2 + nu**2))
+        return jnp.sum((x - self.noisy) ** 2) / 2 + w * roots
+
+
+def kernels(turns):
+    """name -> f(problem, theta, x), each `turns` turns."""
+
+    def gradient(problem, theta, x):
+        L = problem.constants(theta).L
+        return lax.fori_loop(0, turns, lambda _, x: x - lower_gradient(problem, x, theta) / L, x)
+
+    def product(problem, theta, x):
+        L = problem.constants(theta).L
+        return lax.fori_loop(0, turns, lambda _, v: v - hessian_product(problem, x, theta, v) / L, x)
+
+    def step(problem, theta, x):
+        # an accuracy that is not reached in so few steps; the gradient at the start is the first of the turns
+        eps, max_cost = jnp.asarray(1e-6, x.dtype), jnp.asarray(turns, jnp.int32)
+        found = descend(problem, bilevel.Nesterov(), theta, x, eps, max_cost)
+        return found.x, found.lower_gradients
+
+    return {"gradient": gradient, "Hessian product": product, "step": step}
+
+
+def copies(stacks, turns):
+    for turn in range(turns):
+        np.copyto(stacks[(turn + 1) % 5], stacks[turn % 5])
+
+
+def compiled(kernel, *args):
+    """The executable, and the seconds to trace and to compile it."""
+    start = time.perf_counter()
+    program = jax.jit(kernel).lower(*args).compile()
+    return program, time.perf_counter() - start
+
+
+def measure(shape, turns, dtype, rounds):
+    """Rows of the table, from medians over rounds in which copies and kernels take turns."""
+    rng = np.random.default_rng(0)
+    noisy, x = (rng.uniform(size=shape).astype(dtype) for _ in range(2))
+    args = (jnp.asarray(THETA, dtype), jnp.asarray(x))
+    stacks = [x + k for k in range(5)]
+    runs, compile_seconds = {("copy", ""): lambda: copies(stacks, turns)}, {}
+    for kind, problem in (("fast", TotalVariation(None, noisy)), ("plain", Plain(None, noisy))):
+        for name, kernel in kernels(turns).items():
+            if (name, kind) == ("step", "plain"):
+                continue
+            program, compile_seconds[name, kind] = compiled(kernel, problem, *args)
+            out = jax.block_until_ready(program(problem, *args))
+            if name == "step" and out[1] != turns:
+                raise RuntimeError(f"{out[1]} gradients instead of {turns}: what is timed is not {turns} steps")
+            runs[name, kind] = lambda program=program, problem=problem: program(problem, *args)
+    seconds = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[key].append((time.perf_counter() - start) / turns)
+    median = {key: float(np.median(times)) for key, times in seconds.items()}
+    best = {key: min(times) for key, times in seconds.items()}
+
+    for name, arrays in ARRAYS.items():
+        fast, plain, floor = median[name, "fast"], median.get((name, "plain")), arrays * median["copy", ""] / 2
+        yield {
+            "kernel": name,
+            "shape": list(shape),
+            "dtype": np.dtype(dtype).name,
+            "run_us": 1e6 * fast,
+            "mpixel_per_s": x.size / fast / 1e6,
+            "floor_mpixel_per_s": x.size / floor / 1e6,
+            "percent_of_floor": 100 * floor / fast,
+            "best_percent_of_floor": 50 * arrays * best["copy", ""] / best[name, "fast"],
+            "plain_mpixel_per_s": None if plain is None else x.size / plain / 1e6,
+            "times_plain": None if plain is None else plain / fast,
+            "compile_s": compile_seconds[name, "fast"],
+            "plain_compile_s": compile_seconds.get((name, "plain")),
+        }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "logs" / "bench_kernels.jsonl")
+    parser.add_argument("--rounds", type=int, default=25)
+    options = parser.parse_args()
+    columns = {
+        "run_us": "run us", "mpixel_per_s": "Mpixel/s", "floor_mpixel_per_s": "floor", "percent_of_floor": "% of floor",
+        "best_percent_of_floor": "(best)",
+        "plain_mpixel_per_s": "plain", "times_plain": "x plain", "compile_s": "compile s", "plain_compile_s": "plain s",
+    }  # fmt: skip
+    digits = {"times_plain": 1, "compile_s": 2, "plain_compile_s": 2}
+    about = {
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "rounds": options.rounds,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(options.out, "w", encoding="utf-8") as log:
+        print(json.dumps(about), file=log)
+        print(f"{'kernel':16s}{'shape':>14s}{'dtype':>9s}" + "".join(f"{title:>12s}" for title in columns.values()))
+        for shape, turns in SIZES.items():
+            for dtype in (np.float32, np.float64):
+                for row in measure(shape, turns, dtype, options.rounds):
+                    print(json.dumps(row), file=log)
+                    size = " x ".join(map(str, shape))
+                    numbers = ("" if row[k] is None else f"{row[k]:.{digits.get(k, 0)}f}" for k in columns)
+                    print(f"{row['kernel']:16s}{size:>14s}{row['dtype']:>9s}" + "".join(f"{v:>12s}" for v in numbers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Every method for the lower level reaches the certified error, at its rate, within its budget, or says why not."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems_for_tests import (
+    Undeclared,
+    batched,
+    distance,
+    in_float64,
+    quadratic,
+    random_robust,
+    random_tv,
+    truth,
+)
+
+import bilevel
+from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent, Nesterov, NewtonCG
+from bilevel.lower import descend, overhead
+from bilevel.meter import UNLIMITED
+
+F32, F64 = np.float32, np.float64
+SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]
+DECLARED = ("mu", "L", "L_upper", "L_hessian", "L_cross")
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+exactly = eqx.filter_jit(truth)
+
+
+def example(name, dtype):
+    rng = np.random.default_rng(5)
+    if name == "quadratic":
+        return quadratic(rng, 100, dtype=dtype), jnp.asarray(rng.standard_normal(3), dtype)
+    if name == "tv":
+        return random_tv(rng, dtype)[0], jnp.asarray([-2.0, -2.5], dtype)
+    problem, theta = random_robust(rng, dtype)
+    return problem, jnp.clip(theta, -1, 1)
+
+
+TABLE = [(name, dtype, DECLARED) for name in ("quadratic", "tv", "robust") for dtype in (F32, F64)]
+TABLE += [("quadratic", F32, ("mu",)), ("tv", F64, ("mu",)), ("robust", F64, ("mu",)), ("robust", F64, ())]
+
+
+@each_solver
+@pytest.mark.parametrize(("name", "dtype", "declared"), TABLE)
+def test_the_certified_error_is_reached(name, dtype, declared, solver):
+    """||x - xhat|| <= error <= eps, from eps asked for at 1e-1 down to the dtype's ability, declared L or not."""
+    problem, theta = example(name, dtype)
+    told = Undeclared(problem, declared)
+    exact = exactly(in_float64(problem), theta.astype(F64), in_float64(problem.guess(theta)))
+    for eps in (1e-1, 1e-8 if dtype is F64 else 3e-3):
+        lower = bilevel.solve_lower(told, theta, eps=eps, solver=solver)
+        assert lower.result == RESULTS.converged and lower.certified == ("mu" in declared)
+        assert lower.x.dtype == dtype
+        assert distance(lower.x, exact.x) <= float(lower.error) <= dtype(eps)
+        assert lower.lower_gradients + lower.hessian_products < 3000
+
+
+@each_solver
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_below_the_floor_it_ends_honestly(solver, dtype):
+    """Asked for the impossible a solve ends at the floor u L ||x|| / mu, at no more than ten times the cost of
+    getting near it, and the error it reports holds. Gradient descent at 2/(L + mu) forgets a rounding error along the
+    top eigenvector only after kappa steps, so its residual hovers at about sqrt(kappa) times the floor."""
+    problem, theta = example("quadratic", dtype)
+    exact = problem.closed_form(theta)
+    floor = np.finfo(dtype).eps / 2 * float(problem.L / problem.mu) * np.linalg.norm(exact.x)
+    near, below = (bilevel.solve_lower(problem, theta, eps=eps, solver=solver) for eps in (10 * floor, 1e-30))
+    assert near.result == RESULTS.converged and below.result == RESULTS.accuracy_floor
+    assert distance(below.x, exact.x) <= float(below.error) <= (10 if solver == GradientDescent() else 3) * floor
+    cost = [int(lower.lower_gradients + lower.hessian_products) for lower in (near, below)]
+    assert cost[1] <= 10 * cost[0] + 600
+
+
+def iterations(solver, kappas, digits=1e-6):
+    """Gradients until eps = digits ||x0 - xhat||, from a start that excites every eigenvalue equally in h."""
+    rng, problems, starts = np.random.default_rng(6), [], []
+    theta = jnp.ones(3)
+    for kappa in kappas:
+        problem = quadratic(rng, kappa)
+        problem = eqx.tree_at(lambda p: (p.mu, p.L), problem, (problem.L / kappa, problem.L))
+        x, (_, V) = problem.closed_form(theta).x, np.linalg.eigh(problem.A2.T @ problem.A2)
+        problems.append(problem)
+        starts.append(x + V @ np.ones(len(x)))
+    problem = jax.tree.map(lambda *v: jnp.stack(v), *problems)
+    size = jnp.sqrt(1.0 * len(starts[0]))
+
+    def count(problem, x0):
+        return descend(problem, solver, theta, x0, digits * size, jnp.asarray(UNLIMITED, jnp.int32))
+
+    lower = batched(count)(problem, jnp.asarray(np.stack(starts)))
+    assert np.all(lower.result == RESULTS.converged)
+    return np.asarray(lower.lower_gradients, float)
+
+
+@pytest.mark.parametrize(
+    ("solver", "kappas", "rate"),
+    [(Nesterov(), np.geomspace(1e2, 1e6, 9), 0.5), (GradientDescent(), np.geomspace(1e2, 1e4, 5), 1.0)],
+    ids=["Nesterov", "GradientDescent"],
+)
+def test_the_iteration_count_grows_at_its_rate(solver, kappas, rate):
+    """Iterations grow like kappa^(1/2) for Nesterov's method, like kappa for gradient descent: slope in log-log."""
+    slope = np.polyfit(np.log(kappas), np.log(iterations(solver, kappas)), 1)[0]
+    print("slope", slope)
+    assert abs(slope - rate) < 0.1
+
+
+@each_solver
+def test_a_cap_is_never_exceeded(solver):
+    """Whatever max_cost, what is counted stays below it, an x with a true bound comes back, and it says max_cost."""
+    problem, theta = example("robust", F64)
+    told = Undeclared(problem, ("mu",))
+    exact = exactly(problem, theta, problem.guess(theta))
+    caps = jnp.arange(overhead(told, theta), 45, dtype=jnp.int32)
+
+    def capped(most):
+        return descend(told, solver, theta, problem.guess(theta) + 10, jnp.asarray(1e-10), most)
+
+    lower = jax.device_get(jax.jit(jax.vmap(capped))(caps))
+    cost = lower.lower_gradients + lower.hessian_products
+    assert np.all(cost <= caps)
+    short = lower.error > 1e-10
+    assert short[0]
+    assert np.all((lower.result == RESULTS.max_cost_reached) == short)
+    assert np.all(np.linalg.norm(lower.x - np.asarray(exact.x), axis=1) <= lower.error)
+    assert np.all(cost[short] >= caps[short] - 1)
+
+
+class Steep(AbstractProblem):
+    """h = x^4 / 4 + x^2 / 2 - theta x summed; overflows far out. Nothing is known about L."""
+
+    data: jax.Array
+
+    def lower(self, x, theta):
+        return jnp.sum(x**4 / 4 + x**2 / 2 - theta * self.data * x)
+
+    def upper(self, x, theta):
+        return jnp.sum(x)
+
+    def guess(self, theta):
+        return 0 * self.data
+
+    def constants(self, theta):
+        return Constants(mu=1.0)
+
+
+@each_solver
+def test_what_is_not_finite_is_seen(solver):
+    """NaN at the start, and an overflow there, end at once with non_finite."""
+    problem = Steep(jnp.arange(1.0, 4.0))
+    for x0, theta in ((jnp.full(3, 1e200), 1.0), (problem.guess(1.0), 1e308)):
+        lower = bilevel.solve_lower(problem, theta, x0=x0, eps=1e-3, solver=solver)
+        assert lower.result == RESULTS.non_finite
+        assert lower.lower_gradients <= 3
+    assert bilevel.solve_lower(problem, 1.0, eps=1e-3, solver=solver).result == RESULTS.converged
+
+
+class Saddle(AbstractProblem):
+    def lower(self, x, theta):
+        return jnp.sum(x**2) / 2 - x[0] ** 2 - theta * jnp.sum(x)
+
+    def upper(self, x, theta):
+        return jnp.sum(x)
+
+    def guess(self, theta):
+        return jnp.ones(5, theta.dtype)
+
+
+@each_solver
+def test_a_saddle_is_not_solved(solver):
+    """With mu unknown, a Ritz value below zero says at once that h is not convex, and no error is claimed."""
+    lower = bilevel.solve_lower(Saddle(), 1.0, solver=solver)
+    assert lower.result == RESULTS.not_strongly_convex and lower.error == jnp.inf
+
+
+def test_a_warm_start_at_the_solution_costs_one_gradient():
+    problem, theta = example("tv", F64)
+    first = bilevel.solve_lower(problem, theta, eps=1e-6)
+    again = bilevel.solve_lower(problem, theta, eps=1e-6, x0=first.x)
+    assert again.lower_gradients == 1 and distance(first.x, again.x) == 0
