@@ -14,15 +14,15 @@ from .methods import Method as Method
 from .methods import fixed_accuracy as fixed_accuracy
 from .methods import hoag as hoag
 from .methods import maid as maid
+from .pointwise import hypergradient as hypergradient
+from .pointwise import solve_lower as solve_lower
 from .problem import AbstractProblem as AbstractProblem
 from .problem import Bounds as Bounds
 from .problem import Constants as Constants
 from .results import RESULTS as RESULTS
 from .results import Solution as Solution
-from .solve import hypergradient as hypergradient
 from .solve import iterate as iterate
 from .solve import solve as solve
-from .solve import solve_lower as solve_lower
 from .solvers import LBFGS as LBFGS
 from .solvers import GradientDescent as GradientDescent
 from .solvers import Nesterov as Nesterov

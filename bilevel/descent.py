@@ -48,12 +48,13 @@ class State(eqx.Module):
 
 
 class Info(NamedTuple):
-    """What a person needs: theta_k's numbers and how step k ended. `result` is None while the run goes on.
+    """What a person needs: theta_k, its numbers, and how step k ended. `result` is None while the run goes on.
 
-    `eps`, `delta`: the accuracies reached; `step`: the alpha accepted (nan if none); `counts`, `seconds`: when theta_k
-    and its value became known; `certificate`: "proven", "probable", "estimated" or, with no gradient, "none".
+    `eps`, `delta`: the accuracies reached; `step`: the alpha accepted (nan if none); `counts`, `seconds`: the meter
+    when these numbers became known; `certificate`: "proven", "probable", "estimated" or, with no gradient, "none".
     """
 
+    theta: Vector
     steps: int
     value: float
     value_error: float
@@ -96,7 +97,7 @@ def step(
     meter = Meter(problem, method.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
     gradient, norm, omega, delta = None, math.nan, math.inf, math.inf
     lower_floor = adjoint_floor = False
-    accepted, taken, result = None, math.nan, None
+    accepted, taken, result, known = None, math.nan, None, state.known
     try:
         while accepted is None:
             # certify: x to eps, q to delta, then z and omega
@@ -118,13 +119,16 @@ def step(
                 if box is not None:
                     _, norm = meter.move(SteepestDescent(), state.theta, gradient.gradient, 1.0, box)
                 state = dataclasses.replace(state, q=gradient.q)
+                known = (meter.counts, meter.seconds)
             if norm + omega <= (state.tol if tol is None else tol) or norm + omega == 0:
                 raise Stop(RESULTS.converged)
             if not method.accuracy.certifies(norm, omega):
                 # an error of exactly zero (x = 0, q = 0) is below every floor: nothing is left to ask for either
                 if (lower_floor or float(state.point.lower.error) == 0) and (adjoint_floor or delta == 0):
                     raise Stop(RESULTS.accuracy_floor)
-                state = dataclasses.replace(state, accuracy=method.accuracy.update(accuracy, Event.CERTIFICATE_FAILED))
+                excess = omega / norm if norm > 0 else math.inf
+                accuracy = method.accuracy.update(accuracy, Event.CERTIFICATE_FAILED, excess)
+                state = dataclasses.replace(state, accuracy=accuracy)
                 continue
             if math.isnan(state.tol):
                 first = DEFAULT_TOLERANCE * (norm + omega) if tol is None else tol
@@ -156,7 +160,9 @@ def step(
 
     value, value_error, eps = (float(v) for v in (state.point.value, state.point.value_error, state.point.lower.error))
     certificate = "none" if gradient is None else gradient.certificate
-    info = Info(state.steps, value, value_error, norm, omega, eps, delta, taken, *state.known, certificate, result)
+    info = Info(
+        state.theta, state.steps, value, value_error, norm, omega, eps, delta, taken, *known, certificate, result
+    )  # fmt: skip
     state = dataclasses.replace(
         state, counts=meter.counts, seconds=meter.seconds, compile_seconds=meter.compile_seconds
     )

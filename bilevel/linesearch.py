@@ -41,7 +41,7 @@ class AbstractLineSearch(eqx.Module):
     step: eqx.AbstractVar[float | None]
 
     def init(self, norm: float, size: int) -> Search:
-        """The first step: the one given, or sqrt(d) / ||z||, which moves each hyperparameter by about 1 (1 if z = 0)."""
+        """The first step: the one given, or sqrt(d) / ||z||, a move of about 1 for each (1 if z = 0)."""
         step = self.step if self.step is not None else math.sqrt(size) / norm if norm > 0 else 1.0
         return Search(step, step, 0, 0)
 

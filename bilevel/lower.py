@@ -79,7 +79,7 @@ class Iterate(eqx.Module):
         L = self.L
         if not level.L_known:
             dx, drho = optax.tree.norm(optax.tree.sub(x, self.x)), optax.tree.norm(optax.tree.sub(rho, self.rho))
-            L = jnp.where(drho > L * dx, drho / jnp.where(dx > 0, dx, 1), L)
+            L = jnp.where((drho > L * dx) & (dx > 0), drho / jnp.where(dx > 0, dx, 1), L)
         return Iterate(
             x, rho, optax.tree.norm(rho), L, self.lower_gradients + 1, self.hessian_products + products, memory
         )
@@ -138,7 +138,8 @@ def descend(
         return rounding(it.L, optax.tree.norm(it.x), u)
 
     def stalled(it, since_best):
-        return since_best > 100 + 20 * jnp.sqrt(it.L / mu)
+        # a kink drives the secants, and so L, to infinity: patience has to end all the same
+        return since_best > 100 + 20 * jnp.minimum(jnp.sqrt(it.L / mu), 5e3)
 
     def unfinished(carry):
         it, _, since_best = carry

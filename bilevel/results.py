@@ -49,8 +49,8 @@ class Solution(eqx.Module):
     - `certified`: every bound rests on constants that are proven or vouched for, none on an estimate.
     - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met.
     - `history`: 1-D NumPy arrays by name; entry k describes theta_k at the cost at which it became known.
-    - `compile_seconds`: time spent in JAX's tracing and compilation, which `history["seconds"]` leaves out.
-    - `state`: where the next step would start.
+    - `cost`, `seconds`: all that was spent, compilation left out; `compile_seconds`: tracing and compiling.
+    - `message`: the result in words. - `state`: where the next step would start; `state.counts` has the cost by kind.
     """
 
     theta: PyTree[Array]
@@ -68,3 +68,15 @@ class Solution(eqx.Module):
     @property
     def converged(self) -> bool:
         return bool(self.result == RESULTS.converged)
+
+    @property
+    def message(self) -> str:
+        return str(RESULTS[self.result])
+
+    @property
+    def cost(self) -> int:
+        return self.state.counts.cost
+
+    @property
+    def seconds(self) -> float:
+        return self.state.seconds

@@ -9,25 +9,19 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from . import checkpoint as checkpoints
 from .descent import Info, State, init, step
-from .inputs import make_box, positive, prepare
-from .lower import AbstractLowerSolver, LowerSolution, descend, overhead
-from .meter import UNLIMITED, Counts, Meter, differentiate
+from .inputs import make_box, prepare
+from .lower import overhead
+from .meter import Counts
 from .methods import Method, maid
 from .problem import AbstractProblem
 from .results import RESULTS, Solution
-from .solvers import Nesterov
 
-minimise = eqx.filter_jit(descend)
 COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "delta", "step")
 
 
@@ -90,7 +84,8 @@ def solve(
       the same P). Default: 1e-3 of its first value.
     - `max_steps`, `max_cost`: budgets in outer steps and in gradients and products; max_cost is never exceeded.
     - `bounds`: (lo, hi), each a number or a pytree like theta0. - `x0`: where the first lower-level solve starts.
-    - `progress`: a bar on the terminal; never elsewhere. - `callback(state, info)`: called after every step.
+    - `progress`: a bar on the terminal; never elsewhere. - `callback(state, info)`: called after every step, with
+      theta_k and its numbers in `info` and what comes next in `state`.
     - `checkpoint`: a file, written every `every` accepted steps and at the end; `resume=True` goes on from it, and
       the result equals that of a run never interrupted, bit for bit (seconds excepted).
 
@@ -117,9 +112,10 @@ def solve(
     good, failed = (start, len(history["value"])), False
     save = _saver(checkpoint, history, prints)
     bar = tqdm(
-        total=None if math.isinf(max_cost) else max_cost, initial=start.counts.cost, unit="products",
+        total=None if math.isinf(max_cost) else max_cost, initial=start.counts.cost, unit=" products",
         desc="bilevel", disable=None if progress else True,
     )  # fmt: skip
+    bar.set_postfix_str("compiling")
     try:
         for state, info in _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, start):
             _record(history, info)
@@ -136,6 +132,7 @@ def solve(
     result = info.result if saved and not failed else RESULTS.checkpoint_failed
     if info.result is None:  # stopped between two steps, at a point whose gradient is not known yet
         info = info._replace(
+            theta=state.theta, steps=state.steps,
             value=float(state.point.value), value_error=float(state.point.value_error),
             eps=float(state.point.lower.error),
             gradient_norm=math.nan, gradient_error=math.inf, delta=math.inf, step=math.nan, certificate="none",
@@ -177,7 +174,7 @@ def _record(history: dict[str, list], info: Info) -> None:
 def _show(bar, state, info):
     bar.set_postfix_str(
         f"step {info.steps}, value {info.value:.6g} +- {info.value_error:.1e}, |z| {info.gradient_norm:.1e} +- "
-        f"{info.gradient_error:.1e}, eps {info.eps:.0e}, alpha {info.step:.1e}",
+        f"{info.gradient_error:.1e}, eps {info.eps:.0e}",
         refresh=False,
     )
     bar.update(state.counts.cost - bar.n)
@@ -190,80 +187,3 @@ def _check_limits(tol, max_steps, max_cost):
         raise ValueError(f"max_steps must be at least 0, not {max_steps!r}")
     if not max_cost > 0:
         raise ValueError(f"max_cost must be positive, not {max_cost!r}")
-
-
-class HypergradientSolution(eqx.Module):
-    """f and grad f at one theta, each with its bound.
-
-    - `value`, `value_error`: |g(x) - f(theta)| <= value_error, in the units of g.
-    - `gradient`, `gradient_error`: z shaped like theta, and omega >= ||z - grad f||.
-    - `x`, `error`: the lower-level solution and eps >= ||x - xhat||. - `q`, `residual`: the adjoint and delta.
-    - `result`: converged, or why an accuracy asked for was not reached (the bounds hold for what was reached).
-    - `certificate`: "proven", "probable" (||J|| by Lanczos, fails with probability at most 1e-10), "estimated";
-      `certified` is false for the last.
-    - `counts`: what it cost.
-    """
-
-    value: Array
-    value_error: Array
-    gradient: PyTree[Array]
-    gradient_error: Array
-    x: PyTree[Array]
-    error: Array
-    q: PyTree[Array]
-    residual: Array
-    result: RESULTS
-    counts: Counts
-    certificate: str = eqx.field(static=True)
-
-    @property
-    def certified(self) -> bool:
-        return self.certificate != "estimated"
-
-
-def hypergradient(
-    problem: AbstractProblem,
-    theta: PyTree,
-    *,
-    eps: float = 1e-3,
-    delta: float = 1e-3,
-    x0: PyTree | None = None,
-    q0: PyTree | None = None,
-    solver: AbstractLowerSolver = Nesterov(),
-) -> HypergradientSolution:
-    """f and grad f at theta with bounds on their errors: the lower level to eps, the adjoint to delta.
-
-    `eps` is in the units of x, ||x - xhat|| <= eps; `delta` in those of grad_x g, ||H q - grad_x g|| <= delta. `x0`,
-    `q0`: warm starts, such as `.x` and `.q` of a nearby one. Raises ValueError or TypeError for inputs as `solve` does.
-    """
-    positive(eps=eps, delta=delta)
-    problem, theta, x0 = prepare(problem, theta, x0)
-    q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
-    meter = Meter(problem, solver, Counts(), 0.0, 0.0, math.inf)
-    point = meter.solve(theta, x0, eps)
-    dtype = point.value.dtype
-    out = differentiate(problem, theta, point.lower, q0, jnp.asarray(delta, dtype), jnp.asarray(UNLIMITED, jnp.int32))
-    meter.add(out)
-    result = out.result if point.lower.result == RESULTS.converged else point.lower.result
-    return HypergradientSolution(
-        point.value, point.value_error, out.gradient, out.error, point.lower.x, point.lower.error, out.q, out.delta,
-        result, meter.counts, out.certificate,
-    )  # fmt: skip
-
-
-def solve_lower(
-    problem: AbstractProblem,
-    theta: PyTree,
-    *,
-    eps: float = 1e-3,
-    x0: PyTree | None = None,
-    solver: AbstractLowerSolver = Nesterov(),
-) -> LowerSolution:
-    """xhat(theta) to ||x - xhat|| <= eps: the trained model, the denoised image. `.x`, `.error`, `.result`.
-
-    Does not need `upper`. Raises ValueError or TypeError for inputs as `solve` does.
-    """
-    positive(eps=eps)
-    problem, theta, x0 = prepare(problem, theta, x0, levels=("lower",))
-    dtype = jax.tree.leaves(x0)[0].dtype
-    return minimise(problem, solver, theta, x0, jnp.asarray(eps, dtype), jnp.asarray(UNLIMITED, jnp.int32))

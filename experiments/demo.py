@@ -116,9 +116,6 @@ def draw() -> None:
 
     a = axes["gradient"]
     z, omega = steps["gradient_norm"], steps["gradient_error"]
-    cost = np.append(
-        cost[1:], end["cost"]
-    )  # a line's cost is that of its value; its gradient is known by the next line's
     a.fill_between(cost, np.maximum(z - omega, z / 100), z + omega, color=colour, alpha=0.2, lw=0)
     a.plot(cost, z, "o-", color=colour, ms=4, label="computed, with its certified interval")
     a.axhline(end["tol"], color=style.GOOD, ls="--", lw=1.4, label="tolerance")

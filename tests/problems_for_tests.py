@@ -154,9 +154,9 @@ class Bilinear(AbstractProblem):
 class Scalar(AbstractProblem):
     """x and theta are numbers; every constant is attained, so each term of a bound can be the whole error.
 
-        h = mu/2 x^2 + a/6 x_+^3 + theta (p x + b/2 x^2),       g = l/2 (x - c)^2 + s x + theta m x
+        h = mu/2 x^2 + a/6 x_+^3 + theta (p x + b/2 x^2),       g = curve/2 (x - c)^2 + s x + theta m x
 
-    At theta = 0: xhat = 0, H = mu + a x_+, J = p + b x, L_H = a, L_J = |b|, L_g = |l|, grad_theta g moves by m x.
+    At theta = 0: xhat = 0, H = mu + a x_+, J = p + b x, L_H = a, L_J = |b|, L_g = curve, grad_theta g moves by m x.
     """
 
     mu: Float[Array, ""]
@@ -164,7 +164,7 @@ class Scalar(AbstractProblem):
     p: Float[Array, ""]
     b: Float[Array, ""]
     c: Float[Array, ""]
-    l: Float[Array, ""]
+    curve: Float[Array, ""]
     s: Float[Array, ""]
     m: Float[Array, ""]
 
@@ -173,7 +173,7 @@ class Scalar(AbstractProblem):
         return self.mu / 2 * x**2 + bent + theta * (self.p * x + self.b / 2 * x**2)
 
     def upper(self, x, theta):
-        return self.l / 2 * (x - self.c) ** 2 + self.s * x + theta * self.m * x
+        return self.curve / 2 * (x - self.c) ** 2 + self.s * x + theta * self.m * x
 
     def guess(self, theta):
         return jnp.zeros_like(self.mu)
@@ -182,7 +182,7 @@ class Scalar(AbstractProblem):
         return Constants(
             mu=self.mu,
             L=2 * self.mu,
-            L_upper=self.l,
+            L_upper=self.curve,
             L_upper_theta=self.m,
             L_hessian=self.a,
             L_cross=jnp.abs(self.b),

@@ -22,26 +22,22 @@ from problems_for_tests import (
 )
 
 import bilevel
-from bilevel import LBFGS, RESULTS, GradientDescent, Nesterov, NewtonCG
+from bilevel import LBFGS, RESULTS, Nesterov, NewtonCG
 from bilevel.hypergradient import differentiate, evaluate
 from bilevel.meter import UNLIMITED
 
 F32, F64 = np.float32, np.float64
+elastic_tv = partial(random_tv, elastic=True)
 QUADRATICS = [
-    (random_quadratic, F64, Nesterov(), 200),
-    (random_quadratic, F64, LBFGS(), 150),
-    (random_quadratic, F64, NewtonCG(), 150),
-    (partial(random_quadratic, kappas=(2, 1e3)), F64, GradientDescent(), 100),
-    (random_quadratic, F32, Nesterov(), 150),
+    (random_quadratic, F64, Nesterov(), 400),
+    (random_quadratic, F64, NewtonCG(), 200),
+    (random_quadratic, F32, LBFGS(), 200),
 ]
 OTHERS = [
-    (random_tv, F64, Nesterov(), 100),
-    (partial(random_tv, isotropic=True), F64, LBFGS(), 100),
-    (partial(random_tv, isotropic=True, elastic=True), F64, NewtonCG(), 100),
-    (random_tv, F32, Nesterov(), 100),
-    (random_robust, F64, Nesterov(), 150),
-    (random_robust, F32, LBFGS(), 100),
-    (random_nested, F64, NewtonCG(), 100),
+    (elastic_tv, F64, Nesterov(), 200),
+    (partial(random_tv, isotropic=True), F32, LBFGS(), 200),
+    (random_robust, F64, Nesterov(), 300),
+    (random_nested, F32, NewtonCG(), 200),
 ]
 
 
@@ -112,7 +108,7 @@ def measure(rng, draw, dtype, solver, count, exactly):
     [(*case, closed_form) for case in QUADRATICS] + [(*case, dense) for case in OTHERS],
 )
 def test_no_bound_is_violated(draw, dtype, solver, count, exactly):
-    """||x - xhat|| <= error, |g(x) - f| <= value_error, ||z - grad f|| <= omega: on every one of 1 500 draws.
+    """||x - xhat|| <= error, |g(x) - f| <= value_error, ||z - grad f|| <= omega: on every one of 1 700 draws.
 
     eps and delta from 10 to below the dtype's floor, warm starts at distances 1e-4 to 10, for x and every other q. On
     quadratics the bounds are not vacuous either (the median over kappa = 2 to 1e6 of bound/error; omega must allow for
@@ -130,13 +126,13 @@ def test_there_are_a_thousand_draws():
     assert sum(count for *_, count in QUADRATICS + OTHERS) >= 1000
 
 
-ZERO = dict(mu=0.5, a=0.0, p=0.0, b=0.0, c=0.0, l=0.0, s=0.0, m=0.0)
+ZERO = dict(mu=0.5, a=0.0, p=0.0, b=0.0, c=0.0, curve=0.0, s=0.0, m=0.0)
 ALONE = {  # name: the problem, x, q, and which error is meant
     "x: rho": (dict(p=1.0), 0.3, 0.0, 0),
     "value: slope": (dict(s=2.0), 0.3, 4.0, 1),
-    "value: slope and curvature": (dict(l=2.0, c=5.0), 0.3, 0.0, 1),
+    "value: slope and curvature": (dict(curve=2.0, c=5.0), 0.3, 0.0, 1),
     "omega: delta": (dict(p=3.0, s=2.0), 0.0, 1.5, 2),
-    "omega: L_upper": (dict(p=3.0, l=2.0, c=0.0), 0.3, 1.2, 2),
+    "omega: L_upper": (dict(p=3.0, curve=2.0, c=0.0), 0.3, 1.2, 2),
     "omega: M_H": (dict(p=3.0, s=2.0, a=5.0), 1e-5, 2.0 / (0.5 + 5e-5), 2),
     "omega: M_J": (dict(b=3.0, s=2.0), 1e-5, 4.0, 2),
     "omega: L_J": (dict(b=3.0, p=-0.9, s=2.0), 0.3, 0.0, 2),
@@ -161,49 +157,39 @@ def test_every_term_is_needed(name):
     assert error[0] <= bound[0] and error[1] <= bound[1] and error[2] <= bound[2]
 
 
-@pytest.mark.parametrize("draw", [random_quadratic, random_robust, random_tv])
-def test_bounds_shrink_like_eps(draw):
+@pytest.mark.parametrize(
+    ("draw", "count"), [(partial(random_quadratic, kappas=(100, 101)), 400), (random_robust, 300), (elastic_tv, 200)]
+)
+def test_bounds_shrink_like_eps(draw, count):
     """log omega and log value_error against log eps, delta = eps, have slope 1 within 0.1 over seven decades."""
     problem, theta = draw(np.random.default_rng(7), F64)
-    if draw is random_quadratic:
-        problem, theta = draw(np.random.default_rng(7), F64, kappas=(100, 101))
-    else:
-        theta = jnp.clip(theta, -2, 0)
-    eps = jnp.geomspace(1e-2, 1e-9, 60)
-    count = len(eps)
-    x0 = problem.guess(theta)
-    arguments = stack([(problem, theta)] * count) + (eps, eps) + stack([(x0, 0 * x0)] * count)
-    point, z = run(GradientDescent(), *arguments)
+    theta = jnp.clip(theta, -2, 0)
+    eps, x0 = jnp.geomspace(1e-2, 1e-9, count), problem.guess(theta)
+    point, z = run(Nesterov(), *stack([(problem, theta)] * count), eps, eps, *stack([(x0, 0 * x0)] * count))
     slopes = [np.polyfit(np.log(eps), np.log(error), 1)[0] for error in (z.error, point.value_error)]
     print("slopes", slopes)
     assert np.all(np.abs(np.array(slopes) - 1) < 0.1)
 
 
 @pytest.mark.parametrize(
-    ("draw", "declared", "count", "held"),
-    [
-        (random_robust, ("mu",), 300, (1.0, 0.99, 0.99)),
-        (random_robust, (), 300, (0.5, 0.5, 0.9)),
-        (random_tv, ("mu",), 150, (1.0, 0.99, 0.99)),
-        (random_tv, (), 150, (0.5, 0.5, 0.9)),
-    ],
+    ("draw", "declared", "count"), [(random_robust, ("mu",), 300), (random_robust, (), 300), (elastic_tv, (), 200)]
 )
-def test_estimates_say_so_and_mostly_hold(draw, declared, count, held):
-    """HELD"""
+def test_estimates_say_so_and_mostly_hold(draw, declared, count):
+    """With mu alone, or nothing, declared: "estimated", never certified. Measured: the bounds of x, of the value and
+    of the hypergradient held in all of these 800 draws; a few failures in a hundred would not be a fault."""
     rng = np.random.default_rng(8)
     draws = [draw(rng, F64) for _ in range(count)]
     exact = dense(draws)
     problem, theta = stack(draws)
     eps, delta = (log_uniform(rng, 1e-8, 1, count, F64) for _ in range(2))
     x0 = jax.vmap(lambda x: x + 0.1)(jnp.asarray(exact.x))
-    point, z = jax.device_get(run(LBFGS(), Undeclared(problem, declared), theta, eps, delta, x0, 0 * x0))
+    point, z = jax.device_get(run(Nesterov(), Undeclared(problem, declared), theta, eps, delta, x0, 0 * x0))
     assert not point.certified and point.lower.certified == ("mu" in declared) and z.certificate == "estimated"
-    finite = np.isfinite(z.error)
     errors = distances(point.lower.x, exact.x), np.abs(point.value - exact.value), distances(z.gradient, exact.gradient)
     bounds = point.lower.error, point.value_error, z.error
-    holds = [float(np.mean(e <= b)) for e, b in zip(errors, bounds, strict=True)]
-    print("held", holds, "finite", finite.mean(), np.median(z.error / errors[2]))
-    assert np.all(np.array(holds) >= held)
+    held = [float(np.mean(e <= b)) for e, b in zip(errors, bounds, strict=True)]
+    print("held", held, "median bound / error", np.median(z.error / errors[2]))
+    assert min(held) >= 0.95 and np.all(np.isfinite(z.error))
 
 
 @pytest.mark.parametrize(("d", "certificate"), [(5, "proven"), (60, "probable")])
@@ -221,12 +207,20 @@ def test_what_the_norm_of_the_cross_derivative_is_worth(d, certificate):
 
 
 def test_what_a_problem_declares_is_what_certifies():
-    """One missing constant of an otherwise declared problem makes its certificate an estimate."""
+    """One missing constant of an otherwise declared problem makes its certificate an estimate; L alone does not."""
     problem, theta = random_nested(np.random.default_rng(10), F64)
     everything = ("mu", "L", "L_upper", "L_upper_theta", "L_hessian", "L_cross")
+    x, number, most = problem.guess(theta), jnp.asarray(1.0), jnp.asarray(UNLIMITED, jnp.int32)
 
     def certificate(names):
-        return bilevel.hypergradient(Undeclared(problem, names), theta, eps=1.0, delta=1.0).certificate
+        def both():
+            told = Undeclared(problem, names)
+            point = evaluate(told, Nesterov(), theta, x, number, most)
+            return point, differentiate(told, theta, point.lower, x, number, most)
+
+        point, z = eqx.filter_eval_shape(both)
+        assert point.certified == ("mu" in names and "L_upper" in names)
+        return z.certificate
 
     assert certificate(everything) == "proven"
     for name in everything:

@@ -90,7 +90,7 @@ def test_curvature_below_mu_is_flagged(smallest, mu, flagged):
 ritz = eqx.filter_jit(lambda A, steps: lanczos(lambda v: A @ v, A[0], steps))
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 15])
+@pytest.mark.parametrize("n", [1, 7, 15])
 def test_ritz_values_are_eigenvalues_of_small_matrices(n):
     """After n steps the Ritz values are the eigenvalues, for any symmetric matrix."""
     rng = np.random.default_rng(n)

@@ -18,7 +18,7 @@ LAYERS = [
     {"solvers"},
     {"accuracy", "direction", "predict", "linesearch"},
     {"inputs", "meter"},
-    {"methods"},
+    {"methods", "pointwise"},
     {"descent"},
     {"checkpoint"},
     {"solve", "check"},

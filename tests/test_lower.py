@@ -25,7 +25,7 @@ F32, F64 = np.float32, np.float64
 SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]
 DECLARED = ("mu", "L", "L_upper", "L_hessian", "L_cross")
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
-exactly = eqx.filter_jit(truth)
+exactly, minimise = eqx.filter_jit(truth), eqx.filter_jit(descend)
 
 
 def example(name, dtype):
@@ -38,8 +38,8 @@ def example(name, dtype):
     return problem, jnp.clip(theta, -1, 1)
 
 
-TABLE = [(name, dtype, DECLARED) for name in ("quadratic", "tv", "robust") for dtype in (F32, F64)]
-TABLE += [("quadratic", F32, ("mu",)), ("tv", F64, ("mu",)), ("robust", F64, ("mu",)), ("robust", F64, ())]
+TABLE = [("quadratic", F64, DECLARED), ("tv", F32, DECLARED), ("robust", F64, DECLARED)]
+TABLE += [("quadratic", F32, ("mu",)), ("tv", F64, ("mu",)), ("robust", F32, ())]
 
 
 @each_solver
@@ -66,7 +66,8 @@ def test_below_the_floor_it_ends_honestly(solver, dtype):
     problem, theta = example("quadratic", dtype)
     exact = problem.closed_form(theta)
     floor = np.finfo(dtype).eps / 2 * float(problem.L / problem.mu) * np.linalg.norm(exact.x)
-    near, below = (bilevel.solve_lower(problem, theta, eps=eps, solver=solver) for eps in (10 * floor, 1e-30))
+    told = Undeclared(problem, DECLARED if dtype is F64 else ("mu",))
+    near, below = (bilevel.solve_lower(told, theta, eps=eps, solver=solver) for eps in (10 * floor, 1e-30))
     assert near.result == RESULTS.converged and below.result == RESULTS.accuracy_floor
     assert distance(below.x, exact.x) <= float(below.error) <= (10 if solver == GradientDescent() else 3) * floor
     cost = [int(lower.lower_gradients + lower.hessian_products) for lower in (near, below)]
@@ -112,19 +113,14 @@ def test_a_cap_is_never_exceeded(solver):
     problem, theta = example("robust", F64)
     told = Undeclared(problem, ("mu",))
     exact = exactly(problem, theta, problem.guess(theta))
-    caps = jnp.arange(overhead(told, theta), 45, dtype=jnp.int32)
-
-    def capped(most):
-        return descend(told, solver, theta, problem.guess(theta) + 10, jnp.asarray(1e-10), most)
-
-    lower = jax.device_get(jax.jit(jax.vmap(capped))(caps))
-    cost = lower.lower_gradients + lower.hessian_products
-    assert np.all(cost <= caps)
-    short = lower.error > 1e-10
-    assert short[0]
-    assert np.all((lower.result == RESULTS.max_cost_reached) == short)
-    assert np.all(np.linalg.norm(lower.x - np.asarray(exact.x), axis=1) <= lower.error)
-    assert np.all(cost[short] >= caps[short] - 1)
+    x0, eps = problem.guess(theta) + 10, jnp.asarray(1e-10)
+    for most in range(overhead(told, theta), 40):
+        lower = minimise(told, solver, theta, x0, eps, jnp.asarray(most, jnp.int32))
+        cost, short = int(lower.lower_gradients + lower.hessian_products), bool(lower.error > eps)
+        assert most - short <= cost <= most if short else cost <= most
+        assert (lower.result == RESULTS.max_cost_reached) == short
+        assert distance(lower.x, exact.x) <= lower.error
+        assert short or most > 5
 
 
 class Steep(AbstractProblem):
@@ -167,10 +163,9 @@ class Saddle(AbstractProblem):
         return jnp.ones(5, theta.dtype)
 
 
-@each_solver
-def test_a_saddle_is_not_solved(solver):
+def test_a_saddle_is_not_solved():
     """With mu unknown, a Ritz value below zero says at once that h is not convex, and no error is claimed."""
-    lower = bilevel.solve_lower(Saddle(), 1.0, solver=solver)
+    lower = bilevel.solve_lower(Saddle(), 1.0)
     assert lower.result == RESULTS.not_strongly_convex and lower.error == jnp.inf
 
 

@@ -28,9 +28,7 @@ class Counted(bilevel.AbstractProblem):
 
     def constants(self, theta):
         w = self.weight * jnp.max(jnp.exp(theta))
-        return bilevel.Constants(
-            mu=1.0, L=1 + w, L_upper=1.0, L_hessian=0.86 * w, L_cross=w, convex_upper=True
-        )
+        return bilevel.Constants(mu=1.0, L=1 + w, L_upper=1.0, L_hessian=0.86 * w, L_cross=w, convex_upper=True)
 
 
 def problem(shift=0.0, weight=0.3, size=3):
