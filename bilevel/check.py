@@ -73,6 +73,12 @@ def check_problem(
     for key, distance in zip(jax.random.split(jax.random.key(seed), len(DISTANCES)), DISTANCES, strict=True):
         seen = _measure(problem, theta, lower.x, jnp.asarray(distance * scale, lower.error.dtype), key)
         at = f"at a distance of {distance * scale:.1g} from the solution" if distance else "at the solution"
+        _, _, (_, smallest, largest), _ = seen
+        if not distance and lower.error > 10 * (tight + root**2 * scale * largest / jnp.maximum(smallest, 0)):
+            found.append(
+                f"the lower level could not be solved to {tight:.1e}, only to {float(lower.error):.1e}, although its "
+                "curvature there allows more: does it have a kink, or curve far less elsewhere?"
+            )
         for name, (excess, message) in _judge(seen, at, root).items():
             if name not in worst or excess > worst[name][0]:
                 worst[name] = (excess, message)

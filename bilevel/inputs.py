@@ -35,7 +35,8 @@ def prepare(
         try:
             shape = jax.eval_shape(getattr(problem, name), x0, theta)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            raise type(error)(
+            kind = TypeError if isinstance(error, TypeError | AttributeError) else ValueError
+            raise kind(
                 f"{type(problem).__name__}.{name}(x, theta) failed on x {_describe(x0)} and theta {_describe(theta)}: "
                 f"{error}\nDo x0 and theta0 have the structure and shapes that the problem expects?"
             ) from error
@@ -74,6 +75,8 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
             return jax.tree.map(lambda leaf: jnp.full_like(leaf, side), theta)
         if jax.tree.structure(side) != jax.tree.structure(theta):
             raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
+        if jax.tree.any(jax.tree.map(lambda value, leaf: np.shape(value) not in ((), leaf.shape), side, theta)):
+            raise ValueError(f"{name} of bounds must have the shapes of theta0, {_describe(theta)}")
         return jax.tree.map(
             lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta
         )

@@ -134,6 +134,8 @@ def descend(
         x0, rho, residual, L, jnp.asarray(1, jnp.int32), jnp.asarray(products, jnp.int32), solver.init(x0, rho)
     )
 
+    reach = optax.tree.norm(x0) + 2 * residual / mu  # >= ||x|| as long as x comes no farther from xhat than x0
+
     def floor(it):
         return rounding(it.L, optax.tree.norm(it.x), u)
 
@@ -143,8 +145,14 @@ def descend(
 
     def unfinished(carry):
         it, _, since_best = carry
-        noise = floor(it)
-        above = it.residual > jnp.maximum(mu * eps - noise, noise)
+
+        def decide():
+            noise = floor(it)
+            return it.residual > jnp.maximum(mu * eps - noise, noise)
+
+        # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
+        far = it.residual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, u))
+        above = lax.cond(far, lambda: jnp.asarray(True), decide)
         return above & (it.cost < max_cost) & jnp.isfinite(it.residual) & ~stalled(it, since_best) & (mu > 0)
 
     def step(carry):

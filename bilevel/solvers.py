@@ -4,6 +4,7 @@ Every step ends with one gradient, at the iterate it returns, so that the certif
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -23,19 +24,21 @@ class GradientDescent(AbstractLowerSolver):
 
 
 class Nesterov(AbstractLowerSolver):
-    """v+ = x - grad h(x)/L,  x+ = v+ + (sqrt(kappa) - 1)/(sqrt(kappa) + 1) (v+ - v): about sqrt(kappa) steps a digit.
-
-    Nesterov, Lectures on Convex Optimization (2018), scheme 2.2.22. The gradient, and so the certificate, is at x.
+    """v+ = x - grad h(x)/L,  x+ = v+ + beta (v+ - v),  beta = (sqrt(kappa) - 1)/(sqrt(kappa) + 1): about sqrt(kappa)
+    steps a digit. Nesterov, Lectures on Convex Optimization (2018), scheme 2.2.22. The gradient, and so the
+    certificate, is at x.
     """
 
     def init(self, x, rho):
-        return x
+        return optax.tree.zeros_like(x)
 
     def step(self, level, it):
-        root = jnp.sqrt(it.L / level.mu)
-        v = optax.tree.add_scale(it.x, -1 / it.L, it.rho)
-        x = optax.tree.add_scale(v, (root - 1) / (root + 1), optax.tree.sub(v, it.memory))
-        return it.move(level, x, v)
+        # kept as u = v+ - v, which is updated in place; v itself would be copied twice a step
+        root, s = jnp.sqrt(it.L / level.mu), 1 / it.L
+        beta = (root - 1) / (root + 1)
+        u = jax.tree.map(lambda u, rho: beta * u - s * rho, it.memory, it.rho)
+        x = jax.tree.map(lambda x, rho, u: (x - s * rho) + beta * u, it.x, it.rho, u)
+        return it.move(level, x, u)
 
 
 class LBFGS(AbstractLowerSolver):

@@ -72,7 +72,7 @@ class FieldsOfExperts(AbstractProblem):
 
     def lower(self, x: Images, theta: Theta) -> Scalar:
         """h(x, theta). Raises ValueError if theta has the wrong leaves or shapes."""
-        B, a, _, _ = self.scaled(theta)
+        B, a, _ = self.scaled(theta)
         return jnp.sum((x - self.noisy) ** 2) / 2 + jnp.sum(self.each(lambda x: self.energy(x, B, a), x))
 
     def upper(self, x: Images, theta: Theta) -> Scalar:
@@ -103,7 +103,8 @@ class FieldsOfExperts(AbstractProblem):
         # L_H: |D^3 S[z, z, z]| <= c3 sum_i a_i max|B_i z| ||B_i z||^2, max|B_i z| <= ||b_i|| ||Pad|| ||z||.
         # L_J: the derivative along z of J (u_0, u, v) is sum_i a_i B_i^T (d_i B_i z) with d_i = (u_0 + u_i) phi'' plus
         # v_i times the slope r^3 (2 - 3 r^2), r = 1/phi, of -t phi''(t), so |d_i| <= |u_0| + |u_i| + |v_i|.
-        B, a, _, spectrum = self.scaled(theta)
+        B, a, _ = self.scaled(theta)
+        spectrum = self.spectrum(B)
         one = jnp.ones_like(a[0])
         norms = jnp.sqrt(jnp.sum(B**2, axis=(1, 2)))
         return Constants(
@@ -111,14 +112,15 @@ class FieldsOfExperts(AbstractProblem):
             L=one + jnp.max(a @ spectrum),
             L_upper=one / len(self.noisy),
             L_upper_theta=0 * one,
-            L_hessian=C3 * self.copies(B) ** 0.5 * jnp.max((a * norms) @ spectrum),
+            L_hessian=C3 * self.copies(B.shape[1]) ** 0.5 * jnp.max((a * norms) @ spectrum),
             L_cross=None if "filters" in theta else self.cross_constant(theta),
             convex_upper=True,
         )
 
     def cross_constant(self, theta: Theta) -> Scalar:
         """L_J of the leaves other than the filters, see `constants`."""
-        _, a, _, spectrum = self.scaled(theta)
+        B, a, _ = self.scaled(theta)
+        spectrum = self.spectrum(B)
         both = ("weights" in theta) + ("smoothings" in theta)
         return jnp.sqrt(jnp.max(("scale" in theta) * (a @ spectrum) ** 2 + both * (a**2 @ spectrum**2)))
 
@@ -129,8 +131,9 @@ class FieldsOfExperts(AbstractProblem):
 
         M_J, L_J and ||J|| are added in squares over the leaves of theta; the comments derive them leaf by leaf.
         """
-        B, a, w, spectrum = self.scaled(theta)
-        size, k = B.shape[1], B.shape[1] * self.copies(B) ** 0.5
+        B, a, w = self.scaled(theta)
+        spectrum = self.spectrum(B)
+        size, k = B.shape[1], B.shape[1] * self.copies(B.shape[1]) ** 0.5
 
         def peak(v):
             return jnp.max(v @ spectrum)
@@ -162,14 +165,97 @@ class FieldsOfExperts(AbstractProblem):
             # ||phi''(t_i) X^T C_i||^2 <= sum_p phi''^2 |X_p|^2 ||C_i||^2, and the first by k ||diag(w) phi'(t)||.
             # Its change with x by z: phi' and X^T C each change by at most ||B_i z|| and k ||C_i|| ||z||, phi'' by
             # c3 |B_i z| where |X_p| is at most P.
-            sw = w[:, None] * ss * w
+            sw = jnp.outer(w, w) * ss
             J2 = [*J2, (k * norm(sw) + jnp.sqrt(peak(w**2 * dXd))) ** 2]
             L2 = [(2 * k * jnp.sqrt(peak(w**2)) + C3 * jnp.sqrt(largest_X2 * peak(w**2 * jnp.max(spectrum, axis=1)))) ** 2]
             M2 = [*M2, (jnp.sqrt(peak(w**2)) * norm(QQ) + k * jnp.sqrt(jnp.sum(w**2 * uu)) + C3 * jnp.sqrt(peak(w**2 * uXu))) ** 2]
         L_J = jnp.sqrt(self.cross_constant(theta) ** 2 + sum(L2))
         return Bounds(
             J=jnp.sqrt(sum(J2)),
-            M_H=jnp.minimum(known.L_hessian * jnp.max(norms_q), C3 * jnp.max((a * largest_u) @ spectrum)),
+            M_H=jnp.minimum(known.L_hessian * jnp.max(norms_q), C3 * jnp.max(largest_u @ (a[:, None] * spectrum))),
             M_J=jnp.minimum(jnp.sqrt(sum(M2)), L_J * jnp.sqrt(jnp.sum(q**2))),
             L_J=L_J,
         )
+
+    def denoise(self, theta: Theta, noisy: ArrayLike, eps: float | None = None) -> LowerSolution:
+        """Other images (n, height, width), denoised with the same options: `.x`, within `.error` of the minimiser.
+
+        `eps`: the distance asked for; default 1e-3 root mean square, 1e-3 sqrt(noisy.size). Raises as the constructor.
+        """
+        problem = FieldsOfExperts(None, noisy, fixed=self.fixed, boundary=self.boundary)
+        return solve_lower(problem, theta, eps=1e-3 * problem.noisy.size**0.5 if eps is None else eps)
+
+    def scaled(self, theta: Theta) -> tuple[Float[Array, "K s s"], Float[Array, " K"], Float[Array, " K"]]:
+        """b = c/nu, a = w nu and w = 1/2 e^{t_0 + t}. Raises ValueError for wrong leaves and shapes."""
+        if not isinstance(theta, dict):
+            raise ValueError(f"theta must be a dict with leaves among {', '.join(SHAPES)}, not a {type(theta).__name__}")
+        if set(theta) & set(self.fixed) or set(theta) | set(self.fixed) != set(SHAPES):
+            raise ValueError(
+                f"theta has the leaves {sorted(theta)} and fixed {sorted(self.fixed)}: each of {', '.join(SHAPES)} must be "
+                "in one of the two"
+            )
+        leaves = {**theta, **self.fixed}
+        shapes = {name: jnp.shape(leaves[name]) for name in SHAPES}
+        K, s = (*shapes["filters"], 0, 0)[:2]
+        if shapes != {"scale": (), "weights": (K,), "smoothings": (K,), "filters": (K, s, s)} or not K * s:
+            raise ValueError(f"theta and fixed must have the shapes {SHAPES}, K and s at least 1, not {shapes}")
+        if max(s, s // 2 + 1) > min(self.noisy.shape[1:]):
+            raise ValueError(f"filters of {s} x {s} do not fit into images of {self.noisy.shape[1:]}")
+        w, nu = jnp.exp(leaves["scale"] + leaves["weights"]) / 2, jnp.exp(leaves["smoothings"])
+        return leaves["filters"] / nu[:, None, None], w * nu, w
+
+    def padded(self, image, size):
+        before, after = (size - 1) // 2, size // 2
+        return jnp.pad(image, (before, after), mode="reflect") if self.boundary == "reflect" else image
+
+    def patches(self, image, size):
+        """The patches of one image, as columns: (size^2, pixels)."""
+        image = self.padded(image, size)
+        rows, columns = (length - size + 1 for length in image.shape)
+        shifted = [image[i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
+        return jnp.stack(shifted).reshape(size**2, -1)
+
+    def energy(self, image, B, a):
+        t = B.reshape(len(B), -1) @ self.patches(image, B.shape[1])
+        return a @ jnp.sum(jnp.sqrt(1 + t**2), axis=1)
+
+    def copies(self, size):
+        if self.boundary == "valid":
+            return 1
+        return int(np.prod([np.bincount(self.padded_np(np.arange(l), size)).max() for l in self.noisy.shape[1:]]))
+
+    def padded_np(self, v, size):
+        return np.pad(v, ((size - 1) // 2, size // 2), mode="reflect")
+
+    def spectrum(self, B):
+        grown = [l + (B.shape[1] - 1) * (self.boundary == "reflect") for l in self.noisy.shape[1:]]
+        return self.copies(B.shape[1]) * (jnp.abs(jnp.fft.rfft2(B, s=grown)) ** 2).reshape(len(B), -1)
+
+    def each(self, f, *stacks):
+        n = len(stacks[0])
+        if self.shards == 1:
+            return lax.map(lambda images: jax.checkpoint(f, prevent_cse=False)(*images), stacks)
+        split = [jnp.swapaxes(s.reshape(self.shards, -1, *s.shape[1:]), 0, 1) for s in stacks]
+        out = lax.map(lambda images: jax.vmap(jax.checkpoint(f, prevent_cse=False))(*images), split)
+        return jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1).reshape(n, *v.shape[2:]), out)
+
+
+def norm(gram):
+    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1])
+
+
+def initial(seed, filters: int = 48, size: int = 7, dtype: DTypeLike = float) -> dict[str, Array]:
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    taps = jax.random.normal(key, (filters, size, size), dtype) / size**0.5
+    return {
+        "scale": jnp.asarray(-3, dtype),
+        "weights": jnp.full(filters, -3, dtype),
+        "smoothings": jnp.full(filters, -3.5, dtype),
+        "filters": taps - jnp.mean(taps, axis=(1, 2), keepdims=True),
+    }
+
+
+def dct_filters(size: int, dtype: DTypeLike = float) -> Float[Array, "K s s"]:
+    k = np.arange(size)
+    basis = np.cos(np.pi * np.outer(k, k + 0.5) / size) * np.sqrt(np.where(k, 2, 1) / size)[:, None]
+    return jnp.asarray(np.einsum("ai,bj->abij", basis, basis).reshape(-1, size, size)[1:], dtype)

@@ -9,6 +9,7 @@ Section 4.1 of arXiv 2308.10098.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -30,7 +31,8 @@ class Quadratic(AbstractProblem):
     Only the triangular factors of [A2 A3 b2] and [A1 b1] are kept: the norms, and so h and g, are the same, a step
     costs O((n + d)^2) however many rows there are, and nothing is squared (Gram matrices would lose half the digits).
 
-    Raises ValueError for shapes that do not fit, values that are not finite, or an A2 without full column rank.
+    Raises ValueError for shapes that do not fit, values that are not finite, or an A2 without full column rank;
+    TypeError for float64 data while JAX runs in 32 bits.
     """
 
     A1: Float[Array, "k1 n"]
@@ -57,6 +59,11 @@ class Quadratic(AbstractProblem):
         if not all(np.isfinite(v).all() for v in data.values()):
             raise ValueError("Quadratic: the data hold NaN or infinite values; remove them first")
         dtype = A2.dtype
+        if dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise TypeError(
+                'Quadratic: the data are float64 but JAX runs in 32 bits: call jax.config.update("jax_enable_x64", '
+                "True) before any other use of JAX, or pass array.astype(np.float32)"
+            )
         # factors and spectra in float64 whatever the dtype: they are constants, computed once
         n, d = A2.shape[1], A3.shape[1]
         upper = np.linalg.qr(np.column_stack([A1, b1]).astype(np.float64), mode="r")

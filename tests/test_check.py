@@ -136,7 +136,7 @@ TERMS = {
     "kink": lambda x, theta: jnp.sum(jnp.abs(x)),
     "concave": lambda x, theta: -0.6 * x[0] ** 2,
     "nan": lambda x, theta: jnp.sqrt(x[0] - 1.0),
-    "late nan": lambda x, theta: 0.0 * jnp.sum(jnp.sqrt(1e-2 - (x - theta) ** 2)),
+    "late nan": lambda x, theta: 0.0 * jnp.sum(jnp.sqrt(1.0 - (x - theta) ** 2)),
 }
 
 

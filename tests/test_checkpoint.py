@@ -1,0 +1,264 @@
+"""Checkpoints: killed anywhere, resumed to the same bits; nothing saved before is lost; damage is named."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel
+from bilevel import RESULTS
+from problems import Quadratic
+
+ROOT = Path(__file__).parent.parent
+STEPS = 20
+RUN = f"""
+import sys, time
+import jax
+jax.config.update("jax_enable_x64", True)
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from test_checkpoint import THETA0, bilevel, quadratic, np
+path, pause, resume = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "resume"
+print("ready", flush=True)
+solution = bilevel.solve(
+    quadratic(), THETA0, max_steps={STEPS}, checkpoint=path, every=1, resume=resume,
+    callback=lambda state, info: time.sleep(pause),
+)
+np.savez(path + ".end.npz", theta=solution.theta, x=solution.x, **solution.history)
+"""
+THETA0 = np.full(3, 3.0)
+
+
+def quadratic(seed=0):
+    rng = np.random.default_rng(seed)
+    A1, A2 = rng.standard_normal((2, 8, 4))
+    return Quadratic(A1, A2, rng.standard_normal((8, 3)), *rng.standard_normal((2, 8)))
+
+
+def solve(path=None, problem=None, theta0=THETA0, method=None, **options):
+    problem = quadratic() if problem is None else problem
+    return bilevel.solve(problem, jnp.asarray(theta0), method, **dict(max_steps=6, checkpoint=path, every=1) | options)
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(one.theta, other.theta)
+    np.testing.assert_array_equal(one.x, other.x)
+    assert one.result == other.result
+    assert one.history.keys() == other.history.keys()
+    for name in one.history.keys() - {"seconds"}:
+        np.testing.assert_array_equal(one.history[name], other.history[name], err_msg=name)
+
+
+def litter(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.npz"
+
+
+def start(path, pause, mode):
+    return subprocess.Popen([sys.executable, "-c", RUN, str(path), str(pause), mode], stdout=subprocess.PIPE)
+
+
+def test_sigkill_at_any_moment_loses_nothing(path):
+    """Killed three times at random moments, resumed each time in a new process: the end equals the uninterrupted run's
+    bit for bit."""
+    chance = random.Random(0)
+    mode = "fresh"
+    for _ in range(3):
+        process = start(path, 0.02, mode)
+        assert process.stdout.readline() == b"ready\n"
+        deadline, before = time.monotonic() + 120, path.read_bytes() if path.exists() else None
+        while not path.exists() or path.read_bytes() == before:  # at least one step further
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.08))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        mode = "resume"
+    process = start(path, 0.0, mode)
+    process.communicate(timeout=240)
+    assert process.returncode == 0
+    whole = solve(max_steps=STEPS)
+    with np.load(f"{path}.end.npz", allow_pickle=False) as end:
+        np.testing.assert_array_equal(end["theta"], whole.theta)
+        np.testing.assert_array_equal(end["x"], whole.x)
+        for name in whole.history.keys() - {"seconds"}:
+            np.testing.assert_array_equal(end[name], whole.history[name], err_msg=name)
+        assert len(end["seconds"]) == len(whole.history["seconds"])
+
+
+@pytest.mark.parametrize("longer", [dict(max_steps=12), dict(max_steps=30, max_cost=200), dict(max_steps=30, tol=0.3)])
+@pytest.mark.parametrize("method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-4)])
+def test_resume_with_larger_budgets_equals_the_long_run(path, method, longer):
+    """A run that ended by its budget goes on as if the budget had been larger from the start."""
+    for short in (dict(max_steps=5), dict(max_cost=40)):
+        solve(path, method=method, **short)
+        assert_same(solve(path, method=method, resume=True, **longer), solve(method=method, **longer))
+        path.unlink()
+
+
+def test_resuming_a_finished_run_ends_the_same(path):
+    """Nothing is appended, nothing changes."""
+    first = solve(path)
+    assert_same(solve(path, resume=True), first)
+    assert_same(solve(path, resume=True), first)
+    assert litter(path.parent) == ["run.npz"]
+
+
+def test_the_file_is_plain_arrays(path):
+    """np.load reads every entry without pickle; the history and the fingerprints are in it."""
+    solution = solve(path)
+    with np.load(path, allow_pickle=False) as file:
+        entries = {name: file[name] for name in file.files}
+    assert all(array.dtype != object for array in entries.values())
+    np.testing.assert_array_equal(entries["history/value"], solution.history["value"][:-1])
+    assert "jax" in str(entries["fingerprint/versions"])
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    """ValueError with the path: a file that is not there, or a folder."""
+    for path in (tmp_path / "nothing.npz", tmp_path):
+        with pytest.raises(ValueError, match=f"no checkpoint at {path}"):
+            solve(path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(path):
+    """Truncated anywhere, bytes overwritten, garbage, empty, another kind of NumPy file, entries missing."""
+    solve(path, max_steps=2)
+    good = path.read_bytes()
+    chance = random.Random(1)
+    damaged = [good[: chance.randrange(len(good))] for _ in range(40)] + [b"", b"garbage" * 99, good[100:]]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="damaged"):
+            solve(path, resume=True)
+    for write in (
+        lambda file: np.save(file, np.ones(3)), lambda file: np.save(file, np.array([{}]), allow_pickle=True),
+        lambda file: np.savez(file, a=np.ones(3)),
+    ):  # fmt: skip
+        with open(path, "wb") as file:
+            write(file)
+        with pytest.raises(ValueError, match="checkpoint.*(damaged|another run)"):
+            solve(path, resume=True)
+    whole = solve(max_steps=4)
+    for _ in range(60):  # one byte flipped: an error, or a file whose arrays are all still right
+        data = bytearray(good)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        try:
+            resumed = solve(path, resume=True, max_steps=4)
+        except ValueError as error:
+            assert "checkpoint" in str(error)
+        else:
+            assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("words, change", [
+    ("data, theta0, x0 or bounds", dict(problem=quadratic(1))), ("data, theta0, x0 or bounds", dict(theta0=-THETA0)),
+    ("data, theta0, x0 or bounds", dict(bounds=(-9.0, 9.0))), ("data, theta0, x0 or bounds", dict(x0=jnp.ones(4))),
+    ("method", dict(method=bilevel.hoag())), ("method", dict(method=bilevel.maid(step=0.3))),
+    ("method", dict(method=bilevel.maid(solver=bilevel.LBFGS()))),
+])  # fmt: skip
+def test_a_checkpoint_of_another_run_is_refused(path, words, change):
+    """Other data, theta0, x0, box or method: ValueError that says which."""
+    solve(path, max_steps=2)
+    with pytest.raises(ValueError, match=f"another run, its {words} differ"):
+        solve(path, resume=True, **change)
+
+
+@pytest.mark.parametrize("library", [jax, np])
+def test_a_checkpoint_of_other_versions_is_refused(path, monkeypatch, library):
+    """Bits are only promised under the versions that wrote them."""
+    solve(path, max_steps=2)
+    monkeypatch.setattr(library, "__version__", "0.0.1")
+    with pytest.raises(ValueError, match="another run, its versions differ.*0.0.1"):
+        solve(path, resume=True)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_full_disk_keeps_the_old_checkpoint_and_the_solution(path, monkeypatch, where):
+    """The result says so, the solution so far comes back, the old file is untouched, nothing half-written stays."""
+    solve(path, max_steps=2)
+    old = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, where, full_disk)
+        solution = solve(path, resume=True)
+    assert solution.result == RESULTS.checkpoint_failed and not solution.converged
+    assert path.read_bytes() == old and litter(path.parent) == ["run.npz"]
+    whole = solve()
+    steps = len(solution.history["value"]) - 1
+    assert 2 < steps + 1 <= 6 and np.all(solution.history["value"] == whole.history["value"][: steps + 1])
+    assert_same(solve(path, resume=True), whole)
+
+
+def test_a_disk_that_fills_only_at_the_end_keeps_the_solution(path, monkeypatch):
+    """The last save fails, not one on the way: same result, the whole solution."""
+    monkeypatch.setattr(os, "fsync", full_disk)
+    solution = solve(path, every=100)
+    assert solution.result == RESULTS.checkpoint_failed
+    np.testing.assert_array_equal(solution.theta, solve().theta)
+    assert litter(path.parent) == []
+
+
+def test_a_file_size_limit_is_a_full_disk(path):
+    """The operating system itself refuses to write, in a process of its own."""
+    code = RUN.replace('print("ready"', "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n#")
+    code = code.split("np.savez")[0] + "\nprint(bilevel.RESULTS[solution.result])"
+    solve(path, max_steps=2)
+    old = path.read_bytes()
+    assert len(old) > 2000
+    arguments = [sys.executable, "-W", "error", "-c", code, str(path), "0", "resume"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
+    assert done.stdout.startswith("The checkpoint could not be written"), done.stdout + done.stderr
+    assert path.read_bytes() == old and litter(path.parent) == ["run.npz"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_callback_leaves_a_good_checkpoint(path, error):
+    """Even if the next regular save was far away, the run resumes to the same bits."""
+
+    def interrupt(state, info):
+        if info.steps == 3:
+            raise error
+
+    with pytest.raises(error):
+        solve(path, every=100, callback=interrupt)
+    with np.load(path, allow_pickle=False) as file:
+        assert len(file["history/value"]) == 3
+    assert_same(solve(path, resume=True), solve())
+
+
+def test_checkpoints_come_every_so_many_steps(path):
+    """every=3: the file on disk is never more than three accepted steps old."""
+    ages = []
+
+    def look(state, info):
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                ages.append(info.steps - len(file["history/value"]))
+
+    solve(path, every=3, max_steps=10, callback=look)
+    assert max(ages) == 2 and min(ages) == 0
+
+
+def test_it_starts_afresh_without_resume(path):
+    """An old file is overwritten, not read."""
+    path.write_bytes(b"garbage")
+    assert_same(solve(path), solve())
+    assert_same(solve(path, resume=True), solve())
