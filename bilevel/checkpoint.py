@@ -6,7 +6,6 @@ others would not be the run that was interrupted.
 
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,9 @@ def load(path: str | os.PathLike, like: PyTree, prints: dict[str, str]) -> tuple
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: check the path, or start afresh without resume=True")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds, and all of them mean the same
         raise ValueError(f"the checkpoint {path} is damaged ({error}): start afresh without resume=True") from error
     for name, text in prints.items():
         saved = str(arrays.get(f"fingerprint/{name}", "nothing"))

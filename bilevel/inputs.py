@@ -75,7 +75,8 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
             return jax.tree.map(lambda leaf: jnp.full_like(leaf, side), theta)
         if jax.tree.structure(side) != jax.tree.structure(theta):
             raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
-        if jax.tree.any(jax.tree.map(lambda value, leaf: np.shape(value) not in ((), leaf.shape), side, theta)):
+        odd = jax.tree.map(lambda value, leaf: np.shape(value) not in ((), leaf.shape), side, theta)
+        if any(jax.tree.leaves(odd)):
             raise ValueError(f"{name} of bounds must have the shapes of theta0, {_describe(theta)}")
         return jax.tree.map(
             lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_named(path):
     ):  # fmt: skip
         with open(path, "wb") as file:
             write(file)
-        with pytest.raises(ValueError, match="checkpoint.*(damaged|another run)"):
+        with pytest.raises(ValueError, match=r"checkpoint.*(damaged|another run)"):
             solve(path, resume=True)
     whole = solve(max_steps=4)
     for _ in range(60):  # one byte flipped: an error, or a file whose arrays are all still right
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_other_versions_is_refused(path, monkeypatch, library):
     """Bits are only promised under the versions that wrote them."""
     solve(path, max_steps=2)
     monkeypatch.setattr(library, "__version__", "0.0.1")
-    with pytest.raises(ValueError, match="another run, its versions differ.*0.0.1"):
+    with pytest.raises(ValueError, match=r"another run, its versions differ.*0\.0\.1"):
         solve(path, resume=True)
 
 

@@ -69,9 +69,9 @@ def test_no_claim_is_wrong_and_no_run_endless(problem, theta0, method):
 def test_a_tolerance_that_float32_has_is_met_truly(problem, theta0):
     """Converged by the certificate and by float64's gradient."""
     first = np.linalg.norm(truth(problem, theta0)[1])
-    solution = bilevel.solve(problem, theta0, tol=0.3 * first, max_steps=200, max_cost=20_000)
+    solution = bilevel.solve(problem, theta0, tol=0.5 * first, max_steps=200, max_cost=20_000)
     assert solution.converged and solution.certified
-    assert np.linalg.norm(truth(problem, solution.theta)[1]) <= 0.3 * first
+    assert np.linalg.norm(truth(problem, solution.theta)[1]) <= 0.5 * first
     assert dtypes((solution.theta, solution.x)) == {jnp.dtype(F)}
 
 

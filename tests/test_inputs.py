@@ -185,7 +185,7 @@ def test_float64_data_without_x64_are_an_error():
             try:
                 call()
             except TypeError as error:
-                assert "jax_enable_x64" in str(error) and "astype(np.float32)" in str(error), error
+                assert "jax_enable_x64" in str(error) and "astype(" in str(error), error
             else:
                 raise SystemExit("no error")
         solution = bilevel.solve(Plain(*small(one)), np.zeros(2), max_steps=50)

@@ -55,15 +55,19 @@ def test_a_run_with_other_numbers_compiles_nothing():
     box = dict(bounds=(-5.0, 5.0))
     first, compiled = spent(lambda: bilevel.solve(problem(), theta(), max_steps=4, **box))
     assert first > checks and compiled > 0  # the counters count
-    bilevel.solve(problem(), theta(), bilevel.fixed_accuracy(1e-3), tol=0.1, **box)  # scalar comparisons, once
-    for again in (
-        lambda: bilevel.solve(problem(), theta(-0.4), max_steps=3, **box),
-        lambda: bilevel.solve(problem(), theta(), bilevel.maid(0.3, 0.2, 0.1), max_steps=5, **box),
-        lambda: bilevel.solve(problem(), theta(), bilevel.fixed_accuracy(1e-5), tol=0.05, max_cost=500, **box),
-        lambda: bilevel.solve(problem(0.5), theta(), max_steps=4, bounds=(-1.0, 2.0)),
-        lambda: bilevel.solve(problem(weight=0.7), theta(), max_steps=4, **box),
-        lambda: bilevel.solve(problem(), theta(0.2), bilevel.hoag(), max_steps=4, **box),
-    ):
+
+    def others(k):
+        run = bilevel.solve
+        yield lambda: run(problem(), theta(-0.4 + k), max_steps=3, **box)
+        yield lambda: run(problem(), theta(), bilevel.maid(0.3 + k, 0.2 + k, 0.1 + k), max_steps=5, **box)
+        yield lambda: run(problem(), theta(), bilevel.fixed_accuracy(1e-5 + k), tol=0.05 + k, max_cost=500 + k, **box)
+        yield lambda: run(problem(0.5 + k), theta(), max_steps=4, bounds=(-1.0 - k, 2.0 + k))
+        yield lambda: run(problem(weight=0.7 + k), theta(), max_steps=4, **box)
+        yield lambda: run(problem(), theta(0.2 + k), bilevel.hoag(), max_steps=4, **box)
+
+    for again in others(0.0):  # here a comparison of two numbers outside the programs may compile, once a process
+        assert spent(again)[0] == checks
+    for again in others(0.01):
         assert spent(again) == (checks, 0)
     # the counters would have seen it: another shape does compile
     traces, compiled = spent(lambda: bilevel.solve(problem(size=4), theta(size=4), max_steps=1, **box))
