@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 import bilevel
+from bilevel.meter import Counts
 
 matplotlib.use("Agg")  # draws without a screen
 
@@ -30,7 +31,6 @@ MAX_FIGURE = 300_000  # bytes
 # One colour per method, the same in every figure (Okabe and Ito: told apart by colour-blind readers too).
 COLOURS = {
     "maid": "#0072B2",
-    "robust": "#D55E00",
     "fixed 1e-1": "#B5B5B5",
     "fixed 1e-3": "#8A8A8A",
     "fixed 1e-5": "#5C5C5C",
@@ -167,19 +167,21 @@ def logged_solve(
 
     `extra(solution, thetas)` is called afterwards for more to write into the last line.
     """
-    thetas = [np.asarray(theta0, float)]
+    thetas = []
 
     def remember(state, info):
-        thetas.append(np.asarray(state.theta))
+        thetas.append(np.asarray(info.theta))
         if callback is not None:
             callback(state, info)
 
     solution = bilevel.solve(problem, theta0, method, callback=remember, **options)
     limits = {name: options[name] for name in ("tol", "max_cost", "max_steps") if name in options}
-    log.write("config", run, theta0=thetas[0], **limits, **config, **environment())
-    names = list(solution.history)
-    for k, row in enumerate(zip(*solution.history.values(), strict=True)):
-        log.write("step", run, k=k, theta=thetas[k], **dict(zip(names, row, strict=True)))
+    log.write("config", run, theta0=np.asarray(theta0), **limits, **config, **environment())
+    for k in range(len(thetas)):
+        row = {name: column[k] for name, column in solution.history.items()}
+        # values are compared to their last digits, the rest is not: logs stay small
+        short = {name: float(f"{v:.4g}") for name, v in row.items() if name not in ("value", *Counts._fields, "cost")}
+        log.write("step", run, k=k, theta=thetas[k], **row | short)
     log.write("end", run, **summary(solution), **(extra(solution, thetas) if extra else {}))
     return solution
 

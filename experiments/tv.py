@@ -50,8 +50,6 @@ def plan() -> list[SimpleNamespace]:
         )
 
     runs = [run("maid", bilevel.maid(), 60_000)]
-    if hasattr(bilevel, "robust"):
-        runs.append(run("robust", bilevel.robust(), 60_000))
     runs += [
         run(sixteen(eps, step), bilevel.maid(eps, eps, step), SIXTEEN_BUDGET, eps0=eps, step0=step)
         for eps, step in itertools.product(ACCURACIES, STEPS)
@@ -167,7 +165,7 @@ def report(runs: dict[str, style.Run]) -> None:
         interval = f"{end['gradient_norm']:.1e} +- {end['gradient_error']:.0e}" if known else "unknown"
         return f"{end['value'] - f:.1e}", interval, end["cost"], end["steps"], f"{end['seconds']:.0f}"
 
-    shown = [name for name in ("maid", "robust", *OTHERS) if name in runs]
+    shown = [name for name in ("maid", *OTHERS)]
     header = ("from (-5, -5)", *(f"cost to {w}" for w in WITHIN), "above at end", "gradient at end", "cost", "steps",
               "s", f"tol {TOL:g}")  # fmt: skip
     rows = [
@@ -202,12 +200,11 @@ def draw(runs: dict[str, style.Run], name: str) -> None:
     cost_label = "cost: gradients and products of the lower level"
 
     figure, a = plt.subplots(figsize=(8.6, 4.8))
-    for method in ("maid", "robust", *OTHERS):
-        if method in runs:
-            cost, above = excess(runs[method], f)
-            wide = method in ("maid", "robust")
-            a.plot(cost, np.maximum(above, 1e-9), color=style.COLOURS[method], label=method, lw=2.6 if wide else 1.6,
-                   zorder=3 if wide else 2)  # fmt: skip
+    for method in ("maid", *OTHERS):
+        cost, above = excess(runs[method], f)
+        wide = method == "maid"
+        a.plot(cost, np.maximum(above, 1e-9), color=style.COLOURS[method], label=method, lw=2.6 if wide else 1.6,
+               zorder=3 if wide else 2)  # fmt: skip
     a.plot(list(WITHIN.values()), list(WITHIN), "v", color=style.INK, ms=7, ls="", zorder=4, label="maid at the latest")
     a.set(xscale="log", yscale="log", xlabel=cost_label, ylabel="value above the optimum", xlim=(30, None),
           title="Total variation, from $\\theta$ = (-5, -5)")  # fmt: skip
@@ -234,8 +231,7 @@ def draw(runs: dict[str, style.Run], name: str) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharex=True, sharey=True)
     for a, key, title in zip(axes, ("eps", "delta"), ("$\\epsilon$: lower level", "$\\delta$: adjoint"), strict=True):
         for run, colour, ls in pairs:
-            # a line's cost is that of its value; what its gradient needed has been spent by the next line
-            a.plot(run.steps["cost"][1:], run.steps[key][:-1], color=colour, ls=ls, lw=1.4)
+            a.plot(run.steps["cost"], run.steps[key], color=colour, ls=ls, lw=1.4)
         a.set(xscale="log", yscale="log", xlabel=cost_label, title=f"{title}, as reached")
     axes[1].legend(handles=keys, loc="upper left", bbox_to_anchor=(1, 1))
     style.save(figure, style.HERE / "figures" / f"{name}_accuracies.png")

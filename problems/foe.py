@@ -103,65 +103,59 @@ class FieldsOfExperts(AbstractProblem):
         its three terms those of scale, weights, smoothings, if in theta. With filters L_J is local, see `bounds`.
         """
         # L_H: |D^3 S[z, z, z]| <= c3 sum_i a_i max|B_i z| ||B_i z||^2; a symmetric form has its norm on the diagonal.
-        # L_J: the derivative along z of J (u_0, u, v) is sum_i a_i B_i^T (d_i B_i z), d_i = (u_0 + u_i) phi'' + v_i e, e
-        # the slope of -t phi''. With r = 1/phi: phi'' = r^3, e = r^3 (2 - 3 r^2), |d_i| <= |u_0| + |u_i| + |v_i|.
+        # L_J: the derivative along z of J (u_0, u, v) is sum_i a_i B_i^T (d_i B_i z), d_i = (u_0 + u_i) phi'' + v_i e,
+        # e the slope of -t phi''. With r = 1/phi: phi'' = r^3, e = r^3 (2 - 3 r^2), |d_i| <= |u_0| + |u_i| + |v_i|.
         B, a, _ = self.scaled(theta)
-        power, pad = self.spectrum(B)
-        one, logs = jnp.ones_like(a[0]), ("weights" in theta) + ("smoothings" in theta)
+        power, copies = self.spectrum(B)
+        one = jnp.ones_like(a[0])
         return Constants(
             mu=one,
             L=one + jnp.max(a @ power),
             L_upper=one / len(self.noisy),
             L_upper_theta=0 * one,
-            L_hessian=C3 * pad * jnp.max((a * lengths(B)) @ power),
-            L_cross=None if "filters" in theta else self.cross_constant(theta),
+            L_hessian=C3 * copies**0.5 * jnp.max((a * jnp.linalg.norm(B, axis=(1, 2))) @ power),
+            L_cross=None if "filters" in theta else jnp.sqrt(jnp.max(logs_constant(theta, a, power))),
             convex_upper=True,
         )
-
-    def cross_constant(self, theta: Theta) -> Scalar:
-        """L_J of scale, weights and smoothings."""
-        B, a, _ = self.scaled(theta)
-        power = self.spectrum(B)[0]
-        logs = ("weights" in theta) + ("smoothings" in theta)
-        return jnp.sqrt(jnp.max(("scale" in theta) * (a @ power) ** 2 + logs * (a**2 @ power**2)))
 
     def bounds(self, x: Images, theta: Theta, q: Images, radius: Scalar) -> Bounds:
         """On the ball M_H = max over images of peak(a max_p |phi'''(t) B q|), phi''' the largest within t's reach.
 
-        ||J||, M_J, L_J: the leaves of theta added in squares, each derived beside its line. Costs as much as three to
-        five products J^T q.
+        ||J||, M_J and L_J: leaf by leaf, added in squares. Costs as much as a few products J^T q.
         """
+        # d phi', d phi'' and d(X^T C) along z are at most |B z|, |phi''' B z| and k ||C|| ||z||. Without filters the
+        # columns of weights and smoothings are in Y; their J is exact. With filters,
+        #     J C = sum_i w_i [C_i^T phi'(t_i) + B_i^T (phi''(t_i) X^T C_i)],
+        # whose first part is at most k ||diag(w) phi'||. In the second split C_i into its mean, whose columns are in Y,
+        # and the rest, orthogonal to it, which sees X less the means of its patches, and bound that by peak.
         B, a, w = self.scaled(theta)
-        power, pad = self.spectrum(B)
-        size, k = B.shape[1], B.shape[1] * pad
-        reach = radius * pad * lengths(B)  # |B_i z| <= ||b_i|| ||Pad|| ||z||: how far t moves on the ball
+        power, copies = self.spectrum(B)
+        k = B.shape[1] * copies**0.5
+        reach = radius * copies**0.5 * jnp.linalg.norm(B, axis=(1, 2))  # |B_i z| <= ||b_i|| ||Pad|| ||z||
         sums, u3, X2 = self.each(lambda x, q: measures(x, q, B, a, w, reach, tuple(theta), self.boundary), x, q)
         s = {name: jnp.sum(v, axis=0) for name, v in sums.items()}
 
         def peak(v):
             return jnp.max(v @ power)
 
-        J, M, L = [norm(s["YY"])], [], [self.cross_constant(theta)]
-        if "scale" in theta:  # M: sum_i a_i <phi'' B_i q, B_i z>
-            J, M = [*J, jnp.sqrt(s["gg"])], [*M, jnp.sqrt(peak(a) * (a @ s["u2"]))]
-        if "weights" in theta:
-            M.append(jnp.sqrt(peak(a**2 * s["u2"])))
-        if "smoothings" in theta:  # |e| <= min(1, 2 phi'')
-            M.append(jnp.sqrt(peak(a**2 * jnp.minimum(s["uu"], 4 * s["u2"]))))
+        def top(gram):
+            return jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0)
+
+        J2, M2, L2 = top(s["YY"]), 0 * radius, jnp.max(logs_constant(theta, a, power))
         if "filters" in theta:
-            # J C = sum_i w_i [C_i^T phi'(t_i) + B_i^T (phi''(t_i) X^T C_i)]. The first sum is at most k ||diag(w) phi'||.
-            # In the second split C_i into its mean, whose columns are in Y, and the rest, which sees X less its means.
-            # As x moves by z, phi', phi'', X^T C move by at most |B z|, |phi'''| |B z|, k ||C|| ||z||; M is J^T q's turn.
-            J[0] = k * norm(jnp.outer(w, w) * s["ss"]) + jnp.sqrt(J[0] ** 2 + peak(w**2 * s["rX"]))
-            if "weights" in theta:
-                J.append(jnp.sqrt(peak(a**2 * jnp.diag(s["ss"]))))
-            if "smoothings" in theta:
-                J.append(jnp.sqrt(peak(a**2 * s["tr"])))
+            J2 = (k * jnp.sqrt(top(jnp.outer(w, w) * s["ss"])) + jnp.sqrt(J2 + peak(w**2 * s["rX"]))) ** 2
+            J2 += peak(a**2 * jnp.diag(s["ss"])) * ("weights" in theta) + peak(a**2 * s["tr"]) * ("smoothings" in theta)
             N = jnp.sqrt(peak(w**2))
-            M.append(N * norm(s["QQ"]) + k * jnp.sqrt(w**2 @ s["u2"]) + jnp.sqrt(peak(w**2 * s["u3X"])))
-            L.append(2 * k * N + C3 * jnp.sqrt(jnp.max(X2) * peak(w**2 * jnp.max(power, axis=1))))
+            M2 = (N * jnp.sqrt(top(s["QQ"])) + k * jnp.sqrt(w**2 @ s["u2"]) + jnp.sqrt(peak(w**2 * s["u3X"]))) ** 2
+            L2 += (2 * k * N + C3 * jnp.sqrt(jnp.max(X2) * peak(w**2 * jnp.max(power, axis=1)))) ** 2
+        if "scale" in theta:  # M: sum_i a_i |<phi'' B_i q, B_i z>|
+            J2, M2 = J2 + s["gg"], M2 + peak(a) * (a @ s["u2"])
+        if "weights" in theta:
+            M2 += peak(a**2 * s["u2"])
+        if "smoothings" in theta:  # |e| <= min(1, 2 phi'')
+            M2 += peak(a**2 * jnp.minimum(s["uu"], 4 * s["u2"]))
         M_H = jnp.max(u3 @ (a[:, None] * power))
-        return Bounds(J=together(J), M_H=M_H, M_J=together(M), L_J=together(L))
+        return Bounds(J=jnp.sqrt(J2), M_H=M_H, M_J=jnp.sqrt(M2), L_J=jnp.sqrt(L2))
 
     def denoise(self, theta: Theta, noisy: ArrayLike, eps: float | None = None) -> LowerSolution:
         """Other images (n, height, width), denoised with the same options: `.x`, within `.error` of the minimiser.
@@ -174,10 +168,8 @@ class FieldsOfExperts(AbstractProblem):
     def scaled(self, theta: Theta) -> tuple[Filters, Float[Array, " K"], Float[Array, " K"]]:
         """b, a and w. Raises ValueError if theta has the wrong leaves or shapes."""
         if not isinstance(theta, dict) or sorted([*theta, *self.fixed]) != sorted(SHAPES):
-            has = f"the leaves {list(theta)}" if isinstance(theta, dict) else f"a {type(theta).__name__}"
-            raise ValueError(
-                f"theta must be a dict with the leaves {list(SHAPES)} but for those in fixed, {list(self.fixed)}; not {has}"
-            )
+            has = list(theta) if isinstance(theta, dict) else type(theta).__name__
+            raise ValueError(f"theta must be a dict of {list(SHAPES)} but for the fixed {list(self.fixed)}; not {has}")
         leaves = {**theta, **self.fixed}
         shapes = {name: jnp.shape(leaves[name]) for name in SHAPES}
         K, s = (*shapes["filters"], 0, 0)[:2]
@@ -189,14 +181,12 @@ class FieldsOfExperts(AbstractProblem):
         return leaves["filters"] / nu[:, None, None], w * nu, w
 
     def spectrum(self, B: Filters) -> tuple[Float[Array, "K frequencies"], float]:
-        """||Pad||^2 |b_hat|^2 on the grid of the padded image, and ||Pad||."""
-        size, shape = B.shape[1], self.noisy.shape[1:]
+        """||Pad||^2 |b_hat|^2 on the grid of the padded image, and ||Pad||^2."""
+        pixels = [np.arange(n) for n in self.noisy.shape[1:]]
         if self.boundary == "reflect":
-            padded = [np.pad(np.arange(n), margins(size), mode="reflect") for n in shape]
-            copies, shape = np.prod([np.bincount(p).max() for p in padded]), [len(p) for p in padded]
-        else:
-            copies = 1
-        return float(copies) * (jnp.abs(jnp.fft.rfft2(B, s=shape)) ** 2).reshape(len(B), -1), float(copies) ** 0.5
+            pixels = [np.pad(p, margins(B.shape[1]), mode="reflect") for p in pixels]
+        copies = float(np.prod([np.max(np.bincount(p)) for p in pixels]))
+        return copies * (jnp.abs(jnp.fft.rfft2(B, s=[len(p) for p in pixels])) ** 2).reshape(len(B), -1), copies
 
     def each(self, f, *stacks):
         """f(image, ...) of every image, one at a time on each device: what it computes stays in the cache."""
@@ -207,24 +197,24 @@ class FieldsOfExperts(AbstractProblem):
         return jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:]), out)
 
 
+def margins(size):
+    return (size - 1) // 2, size // 2
+
+
+def padded(image, size, boundary):
+    return jnp.pad(image, margins(size), mode="reflect") if boundary == "reflect" else image
+
+
 def patches(image, size, boundary):
     """The patches of one image as columns, (size^2, pixels)."""
-    image = pad(image, size, boundary)
+    image = padded(image, size, boundary)
     rows, columns = (n - size + 1 for n in image.shape)
     shifted = [image[i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
     return jnp.stack(shifted).reshape(size**2, -1)
 
 
-def margins(size):
-    return (size - 1) // 2, size // 2
-
-
-def pad(image, size, boundary):
-    return jnp.pad(image, margins(size), mode="reflect") if boundary == "reflect" else image
-
-
 def experts(x, B, a, boundary):
-    """sum_i a_i sum_p phi(b_i * x) of one image. Patches times a matrix: 8 times faster than lax.conv in the gradient."""
+    """sum_i a_i sum_p phi(b_i * x) of one image, patches times a matrix: `lax.conv` is many times slower backwards."""
     t = B.reshape(len(B), -1) @ patches(x, B.shape[1], boundary)
     return a @ jnp.sum(jnp.sqrt(1 + t**2), axis=1)
 
@@ -235,8 +225,14 @@ def transposed(d, B, shape, boundary):
     grown = [n + (size - 1 if boundary == "reflect" else 0) for n in shape]
     d = d.reshape(len(B), *(n - size + 1 for n in grown))
     Y = jnp.fft.irfft2(jnp.fft.rfft2(B, s=grown) * jnp.fft.rfft2(d, s=grown), s=grown)
-    fold = jax.linear_transpose(lambda x: pad(x, size, boundary), jnp.zeros(shape, d.dtype))
+    fold = jax.linear_transpose(lambda x: padded(x, size, boundary), jnp.zeros(shape, d.dtype))
     return jax.vmap(lambda y: fold(y)[0])(Y).reshape(len(B), -1)
+
+
+def logs_constant(theta, a, power):
+    """L_J^2 of scale, weights and smoothings at every frequency."""
+    logs = ("weights" in theta) + ("smoothings" in theta)
+    return ("scale" in theta) * (a @ power) ** 2 + logs * (a**2 @ power**2)
 
 
 def measures(x, q, B, a, w, reach, leaves, boundary):
@@ -244,11 +240,11 @@ def measures(x, q, B, a, w, reach, leaves, boundary):
     size, reach = B.shape[1], reach[:, None]
     X, Q = patches(x, size, boundary), patches(q, size, boundary)
     t, u = B.reshape(len(B), -1) @ X, B.reshape(len(B), -1) @ Q
-    r, mean, X2 = lax.rsqrt(1 + t**2), jnp.mean(X, axis=0, keepdims=True), jnp.sum(X**2, axis=0)
+    mean, r = jnp.mean(X, axis=0, keepdims=True), lax.rsqrt(1 + t**2)
     near = jnp.maximum(jnp.abs(t) - reach, 0)  # phi'' = (1 + t^2)^{-3/2} is largest nearest 0,
-    peak = jnp.clip(0.5, jnp.abs(t) - reach, jnp.abs(t) + reach)  # and |phi'''| = 3 |t| (1 + t^2)^{-5/2} nearest 1/2
-    u2, u3 = u * (1 + near**2) ** -1.5, u * 3 * peak * (1 + peak**2) ** -2.5
-    # Columns of J, exactly: a_i B_i^T phi', -a_i B_i^T (t phi''), and those of the filters' means, s w_i B_i^T (phi'' mean)
+    worst = jnp.clip(0.5, jnp.abs(t) - reach, jnp.abs(t) + reach)  # |phi'''| = 3 |t| (1 + t^2)^{-5/2} nearest 1/2
+    u2, u3 = u * lax.rsqrt(1 + near**2) ** 3, 3 * u * worst * lax.rsqrt(1 + worst**2) ** 5
+    # columns of J: a_i B_i^T phi', -a_i B_i^T (t phi''), or in direction of the filters' means s w_i B_i^T (phi'' mean)
     columns = {"weights": a[:, None] * t * r, "smoothings": a[:, None] * t * r**3}
     if "filters" in leaves:
         columns = {"filters": size * w[:, None] * mean * r**3}
@@ -258,22 +254,9 @@ def measures(x, q, B, a, w, reach, leaves, boundary):
     sums = {
         "YY": Y @ Y.T, "QQ": Q @ Q.T, "ss": (t * r) @ (t * r).T, "tr": jnp.sum((t * r**3) ** 2, axis=1),
         "rX": r**6 @ jnp.sum((X - mean) ** 2, axis=0), "gg": jnp.sum(gradient**2),
-        "uu": jnp.sum(u**2, axis=1), "u2": jnp.sum(u2**2, axis=1), "u3X": u3**2 @ X2,
+        "uu": jnp.sum(u**2, axis=1), "u2": jnp.sum(u2**2, axis=1), "u3X": u3**2 @ jnp.sum(X**2, axis=0),
     }  # fmt: skip
-    return sums, jnp.max(jnp.abs(u3), axis=1), jnp.max(X2)
-
-
-def lengths(B):
-    return jnp.sqrt(jnp.sum(B**2, axis=(1, 2)))
-
-
-def norm(gram):
-    """||A|| from A A^T."""
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
-
-
-def together(norms):
-    return jnp.sqrt(sum(v**2 for v in norms))
+    return sums, jnp.max(jnp.abs(u3), axis=1), jnp.max(jnp.sum(X**2, axis=0))
 
 
 def initial(seed: int | Array, filters: int = 48, size: int = 7, dtype: DTypeLike = float) -> dict[str, Array]:
