@@ -6,6 +6,7 @@ others would not be the run that was interrupted.
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from jaxtyping import PyTree
 
 def fingerprint(problem: PyTree, method: Any, options: dict[str, Any]) -> dict[str, str]:
     """What a resumed run must share with the interrupted one, by name: data, method, options, versions."""
-    digest = hashlib.sha256(str(jax.tree.structure(problem)).encode())
+    # functions in a problem print with their address, which differs in every process
+    structure = re.sub("0x[0-9a-f]+", "", str(jax.tree.structure((problem, options))))
+    digest = hashlib.sha256(structure.encode())
     for leaf in jax.tree.leaves((problem, options)):
         array = np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())

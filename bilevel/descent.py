@@ -139,8 +139,8 @@ def step(
 
             # search: one trial, judged on intervals
             trial, length = meter.move(method.direction, state.theta, gradient.gradient, state.search.step, box)
-            if not length > 0:
-                raise Stop(RESULTS.accuracy_floor if lower_floor else RESULTS.no_decrease)
+            if not length > 0:  # z is zero, or the step is lost in the rounding of theta
+                raise Stop(RESULTS.accuracy_floor if norm > 0 else RESULTS.no_decrease)
             wanted = method.accuracy.trial(accuracy)
             cap = max(TRIAL_FLOOR + overhead(problem, trial), 2 * state.work)
             spent = meter.counts.cost
@@ -153,8 +153,12 @@ def step(
             else:
                 event = Event.TIGHTEN if verdict is Verdict.TIGHTEN else Event.REJECTED
             state = dataclasses.replace(state, search=search, accuracy=method.accuracy.update(accuracy, event))
-            if event is Event.TIGHTEN and (lower_floor or state.accuracy == accuracy):
-                raise Stop(RESULTS.accuracy_floor if lower_floor else RESULTS.no_decrease)
+            if event is Event.TIGHTEN:
+                exact = float(state.point.lower.error) == 0  # then only the trial's accuracy is left to improve
+                if lower_floor or (exact and point.lower.result == RESULTS.accuracy_floor):
+                    raise Stop(RESULTS.accuracy_floor)
+                if state.accuracy == accuracy:
+                    raise Stop(RESULTS.no_decrease)
     except Stop as stop:
         result = stop.result
 

@@ -165,7 +165,7 @@ def report(runs: dict[str, style.Run]) -> None:
         interval = f"{end['gradient_norm']:.1e} +- {end['gradient_error']:.0e}" if known else "unknown"
         return f"{end['value'] - f:.1e}", interval, end["cost"], end["steps"], f"{end['seconds']:.0f}"
 
-    shown = [name for name in ("maid", *OTHERS)]
+    shown = ("maid", *OTHERS)
     header = ("from (-5, -5)", *(f"cost to {w}" for w in WITHIN), "above at end", "gradient at end", "cost", "steps",
               "s", f"tol {TOL:g}")  # fmt: skip
     rows = [

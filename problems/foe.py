@@ -213,9 +213,14 @@ def patches(image, size, boundary):
     return jnp.stack(shifted).reshape(size**2, -1)
 
 
+def responses(B, X):
+    """b_i * x, (K, pixels). The precision forbids GPUs to round float32 to 10 bits."""
+    return jnp.matmul(B.reshape(len(B), -1), X, precision="highest")
+
+
 def experts(x, B, a, boundary):
     """sum_i a_i sum_p phi(b_i * x) of one image, patches times a matrix: `lax.conv` is many times slower backwards."""
-    t = B.reshape(len(B), -1) @ patches(x, B.shape[1], boundary)
+    t = responses(B, patches(x, B.shape[1], boundary))
     return a @ jnp.sum(jnp.sqrt(1 + t**2), axis=1)
 
 
@@ -239,7 +244,7 @@ def measures(x, q, B, a, w, reach, leaves, boundary):
     """What `bounds` reads off one image: sums over its pixels, max_p |phi''' B_i q|, max_p ||X_p||^2."""
     size, reach = B.shape[1], reach[:, None]
     X, Q = patches(x, size, boundary), patches(q, size, boundary)
-    t, u = B.reshape(len(B), -1) @ X, B.reshape(len(B), -1) @ Q
+    t, u = responses(B, X), responses(B, Q)
     mean, r = jnp.mean(X, axis=0, keepdims=True), lax.rsqrt(1 + t**2)
     near = jnp.maximum(jnp.abs(t) - reach, 0)  # phi'' = (1 + t^2)^{-3/2} is largest nearest 0,
     worst = jnp.clip(0.5, jnp.abs(t) - reach, jnp.abs(t) + reach)  # |phi'''| = 3 |t| (1 + t^2)^{-5/2} nearest 1/2
