@@ -1,4 +1,5 @@
 """Bilevel problems of the field, with proven constants."""
 
+from .logistic import LogisticRegression as LogisticRegression
 from .quadratic import Quadratic as Quadratic
 from .tv import TotalVariation as TotalVariation
