@@ -128,6 +128,8 @@ class FieldsOfExperts(AbstractProblem):
         #     J C = sum_i w_i [C_i^T phi'(t_i) + B_i^T (phi''(t_i) X^T C_i)],
         # whose first part is at most k ||diag(w) phi'||. In the second split C_i into its mean, whose columns are in Y,
         # and the rest, orthogonal to it, which sees X less the means of its patches, and bound that by peak.
+        # (J^T q)_i = w_i [Q phi'(t_i) + X (phi''(t_i) B_i q)], Q the patches of q: the three terms of M change phi', X
+        # and phi'' in turn, those of L_J the same without q, where |X_p| is at most its largest.
         B, a, w = self.scaled(theta)
         power, copies = self.spectrum(B)
         k = B.shape[1] * copies**0.5

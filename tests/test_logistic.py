@@ -56,9 +56,10 @@ def test_digits_are_learnt():
     theta0 = np.full((64, 10), -2.0)
     solution = bilevel.solve(problem, theta0, max_cost=1500)
     assert solution.certified and solution.value < 0.8 * solution.history["value"][0]
-    test = jnp.asarray(A[1200:]), jnp.asarray(y[1200:], jnp.int32)
+    unseen = LogisticRegression(A[:600], y[:600], A[1200:], y[1200:])
     before = bilevel.solve_lower(problem, theta0).x
-    assert problem.accuracy(solution.x, *test) > problem.accuracy(before, *test) > 0.5
+    assert unseen.upper(solution.x, solution.theta) < unseen.upper(before, theta0)
+    assert unseen.accuracy(solution.x, unseen.A_valid, unseen.y_valid) > 0.8
 
 
 good = np.ones((4, 2)), np.array([0, 1, 0, 1])
