@@ -55,10 +55,9 @@ class Adaptive(AbstractAccuracy):
     """MAID's rule: shrink eps and delta by nu when the certificate or the line search fails, relax them by nu_bar on
     acceptance; -z is a descent direction of f once omega <= (1 - eta) ||z||  (arXiv 2308.10098, algorithm 2).
 
-    One shrinking is nu^m, with m the largest for which the checks skipped in between are bound to fail: omega is a
-    polynomial of degree two in (eps, delta) without constant term, so m shrinkings take at most the factor nu^{2m} off
-    it, and below an excess of nu^{-2m} no check can pass (as long as ||z|| itself stays). Nothing is tightened further
-    than the published loop would, only in fewer solves.
+    One shrinking is nu^m with the largest m for which no check skipped on the way could have passed: omega is a
+    polynomial of degree two in (eps, delta) without constant term, so m shrinkings divide it by nu^{-2m} at most, as
+    long as ||z|| and the constants stay. So the accuracies are those of the published loop, in fewer solves.
 
     `eps`, `delta`: the first accuracies; `None` takes a tenth of the starting error and of ||grad_x g||.
     """
@@ -72,8 +71,8 @@ class Adaptive(AbstractAccuracy):
     def init(self, error, norm_g_x, value):
         # a start that is solved already says nothing about eps: a value known to a thousandth will do
         start = max(error / 10, 1e-3 * abs(value) / norm_g_x if norm_g_x > 0 else 0.0)
-        eps = start if self.eps is None else self.eps
-        delta = norm_g_x / 10 if self.delta is None else self.delta
+        eps = (start or 1.0) if self.eps is None else self.eps
+        delta = (norm_g_x / 10 or 1.0) if self.delta is None else self.delta
         return Accuracy(eps, delta, math.nan, 1.0, 1.0, 1.0, 0)
 
     def certifies(self, norm, omega):
@@ -150,7 +149,7 @@ class Scheduled(AbstractAccuracy):
         )
 
     def init(self, error, norm_g_x, value):
-        return self._at(Accuracy(math.nan, math.nan, math.nan, error, norm_g_x, 1.0, 0))
+        return self._at(Accuracy(math.nan, math.nan, math.nan, error or 1.0, norm_g_x or 1.0, 1.0, 0))
 
     def certifies(self, norm, omega):
         return True

@@ -18,13 +18,15 @@ def unit_roundoff(dtype) -> float:
     return float(jnp.finfo(dtype).eps) / 2
 
 
-def rounding(L: Scalar, norm: Scalar, u: float) -> Scalar:
-    """u L ||x||: the size of the rounding in grad_x h(x) (with ||q||: in H q)."""
-    return u * L * norm
+def rounding(L: Scalar, norm: Scalar, terms: Scalar, u: float) -> Scalar:
+    """u (L ||x|| + terms): the size of the rounding in grad_x h(x), with the declared size of its other terms; in
+    H q - grad_x g with ||q|| and ||grad_x g||. A model of what floating point does, not a theorem about any one code.
+    """
+    return u * (L * norm + terms)
 
 
 def lower_error(residual: Scalar, rounding: Scalar, mu: Scalar) -> Scalar:
-    """eps = (||rho|| + u L ||x||) / mu  >=  ||x - xhat||, by mu-strong convexity."""
+    """eps = (||rho|| + rounding) / mu  >=  ||x - xhat||, by mu-strong convexity."""
     return (residual + rounding) / mu
 
 

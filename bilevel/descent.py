@@ -19,14 +19,14 @@ from .accuracy import Accuracy, Event
 from .direction import Box, SteepestDescent
 from .hypergradient import Point
 from .linesearch import Interval, Search, Verdict
-from .lower import overhead
-from .meter import Counts, Meter, Stop
+from .meter import Counts, Meter, Stop, overheads
 from .methods import Method
 from .problem import AbstractProblem, Vector
 from .results import RESULTS
 
 TRIAL_FLOOR = 50  # what a trial's lower level may always spend
 DEFAULT_TOLERANCE = 1e-3  # of the first ||z|| + omega
+ROUNDED = 1 + 1e-6  # eps is rounded to the dtype on its way into a solve
 
 
 class State(eqx.Module):
@@ -95,17 +95,18 @@ def step(
     `last`: certify theta_k and stop there.
     """
     meter = Meter(problem, method.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
-    gradient, norm, omega, delta = None, math.nan, math.inf, math.inf
+    gradient, norm, omega, delta, certificate = None, math.nan, math.inf, math.inf, "none"
+    judged = True
     lower_floor = adjoint_floor = False
     accepted, taken, result, known = None, math.nan, None, state.known
     try:
         while accepted is None:
             # certify: x to eps, q to delta, then z and omega
             accuracy = state.accuracy
-            if float(state.point.lower.error) > accuracy.eps and not lower_floor:
+            if float(state.point.lower.error) > ROUNDED * accuracy.eps and not lower_floor:
                 spent = meter.counts.cost
                 point = meter.solve(state.theta, state.point.lower.x, accuracy.eps)
-                if float(point.lower.error) > accuracy.eps:
+                if float(point.lower.error) > ROUNDED * accuracy.eps:
                     if point.lower.result != RESULTS.accuracy_floor:
                         raise Stop(point.lower.result)
                     lower_floor = True
@@ -114,7 +115,7 @@ def step(
             if gradient is None or (delta > accuracy.delta and not adjoint_floor):
                 gradient = meter.differentiate(state.theta, state.point.lower, state.q, accuracy.delta)
                 adjoint_floor = bool(gradient.result == RESULTS.accuracy_floor)
-                omega, delta = float(gradient.error), float(gradient.delta)
+                omega, delta, certificate = float(gradient.error), float(gradient.delta), gradient.certificate
                 norm = float(gradient.norm)
                 if box is not None:
                     _, norm = meter.move(SteepestDescent(), state.theta, gradient.gradient, 1.0, box)
@@ -139,15 +140,15 @@ def step(
 
             # search: one trial, judged on intervals
             trial, length = meter.move(method.direction, state.theta, gradient.gradient, state.search.step, box)
-            if not length > 0:  # z is zero, or the step is lost in the rounding of theta
-                raise Stop(RESULTS.accuracy_floor if norm > 0 else RESULTS.no_decrease)
+            if not length > 0:  # z is zero, or the step is lost in the rounding of theta, or every trial failed
+                raise Stop(RESULTS.accuracy_floor if norm > 0 and judged else RESULTS.no_decrease)
             wanted = method.accuracy.trial(accuracy)
-            cap = max(TRIAL_FLOOR + overhead(problem, trial), 2 * state.work)
+            cap = max(TRIAL_FLOOR + overheads(problem, state.q, trial)[0], 2 * state.work)
             spent = meter.counts.cost
             point = meter.solve(trial, state.point.lower.x, wanted.eps, cap)
-            verdict, search = method.linesearch.judge(
-                state.search, _interval(state.point, accuracy), _interval(point, wanted), length
-            )
+            base, interval = _interval(state.point, accuracy), _interval(point, wanted)
+            judged = interval is not None
+            verdict, search = method.linesearch.judge(state.search, base, interval, length)
             if verdict is Verdict.ACCEPT:
                 accepted, taken, event = (trial, point, meter.counts.cost - spent), state.search.step, Event.ACCEPTED
             else:
@@ -163,7 +164,6 @@ def step(
         result = stop.result
 
     value, value_error, eps = (float(v) for v in (state.point.value, state.point.value_error, state.point.lower.error))
-    certificate = "none" if gradient is None else gradient.certificate
     info = Info(
         state.theta, state.steps, value, value_error, norm, omega, eps, delta, taken, *known, certificate, result
     )  # fmt: skip
@@ -181,6 +181,6 @@ def _interval(point: Point, accuracy: Accuracy) -> Interval | None:
     """The value interval of a solved point; None if its solve was capped or broke."""
     value, low, high = float(point.value), float(point.value - point.below), float(point.value + point.value_error)
     unusable = not math.isfinite(high - low)
-    if unusable or (float(point.lower.error) > accuracy.eps and point.lower.result != RESULTS.accuracy_floor):
+    if unusable or (float(point.lower.error) > ROUNDED * accuracy.eps and point.lower.result != RESULTS.accuracy_floor):
         return None
     return Interval(low, value, high, accuracy)

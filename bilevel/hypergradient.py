@@ -87,10 +87,10 @@ def evaluate(
 
 def certificate_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
     """What `differentiate` costs beside its conjugate gradients: J^T q, and whatever must be estimated."""
-    declared = jax.eval_shape(lambda x, theta: problem.bounds(x, theta, x, jnp.zeros(())), x, theta)
+    declared = problem.bounds(x, theta, x, jnp.zeros((), jax.tree.leaves(x)[0].dtype))
     cost = 1 + (cross_norm_cost(x, theta) if declared.J is None else 0)
     cost += 1 + DIRECTIONS if declared.M_H is None else 0
-    cost += DIRECTIONS if declared.M_J is None or declared.L_J is None else 0
+    cost += 1 + DIRECTIONS if declared.M_J is None or declared.L_J is None else 0
     return cost
 
 
@@ -108,17 +108,18 @@ def differentiate(
         g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
     )  # fmt: skip
     q = solution.q
-    Jq = cross_transpose_product(problem, x, theta, q)
-    z = optax.tree.sub(g_theta, Jq)
+    z = optax.tree.sub(g_theta, cross_transpose_product(problem, x, theta, q))
 
-    noise = inequalities.rounding(lower.L, optax.tree.norm(q), u)
+    norm_q = optax.tree.norm(q)
+    noise = inequalities.rounding(lower.L, norm_q, optax.tree.norm(g_x), u)
     declared = problem.bounds(x, theta, q, eps)
-    known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, Jq)
+    known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x)
     if not lower.certified:
         certificate = "estimated"
     achieved = solution.residual + noise
     eta_q = inequalities.adjoint_error(eps, achieved, lower.mu, known.M_H, L_upper)
     omega = inequalities.hypergradient_error(eps, eta_q, known.J, known.M_J, known.L_J, L_upper_theta)
+    omega += inequalities.rounding(known.J, norm_q, optax.tree.norm(g_theta), u)
 
     result = RESULTS.where(achieved <= delta * (1 + 1e-6), RESULTS.converged, RESULTS.accuracy_floor)
     capped = (achieved > delta) & (solution.products >= max_cost - overhead)
@@ -136,7 +137,7 @@ def differentiate(
     )  # fmt: skip
 
 
-def _complete(problem, constants, declared, x, theta, q, eps, g_x, Jq):
+def _complete(problem, constants, declared, x, theta, q, eps, g_x):
     """The bounds with every `None` estimated, L_upper, L_upper_theta, and what the certificate is worth."""
     estimated = False
     certain = True
@@ -153,10 +154,17 @@ def _complete(problem, constants, declared, x, theta, q, eps, g_x, Jq):
         M_H = lipschitz(product, product(x), x, eps, directions)
     if M_J is None or L_J is None:
         estimated = True
-        quotient = lipschitz(lambda x: cross_transpose_product(problem, x, theta, q), Jq, x, eps, directions)
         norm_q = optax.tree.norm(q)
-        M_J = quotient if M_J is None else M_J
-        L_J = quotient / jnp.where(norm_q > 0, norm_q, 1) if L_J is None else L_J
+        # along q, which M_J is about; where q = 0 along anything else, for L_J is not zero then
+        along_q = optax.tree.scale(1 / jnp.where(norm_q > 0, norm_q, 1), q)
+        unit = optax.tree.where(norm_q > 0, along_q, directions[-1])
+
+        def transpose_product(x):
+            return cross_transpose_product(problem, x, theta, unit)
+
+        quotient = lipschitz(transpose_product, transpose_product(x), x, eps, directions)
+        M_J = quotient * norm_q if M_J is None else M_J
+        L_J = quotient if L_J is None else L_J
     if (L_upper := constants.L_upper) is None:
         estimated = True
         L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, x, eps, directions)

@@ -27,9 +27,10 @@ def prepare(
     dtype = _data_dtype(problem, x0)
     problem = jax.tree.map(lambda leaf: _field(leaf, dtype, type(problem).__name__), problem)
     theta = _floating(theta, dtype, "theta0")
-    if x0 is None:
-        x0 = problem.guess(theta)
-    x0 = _floating(x0, dtype, "x0")
+    guessed = type(problem).guess is not AbstractProblem.guess
+    if x0 is not None and guessed:
+        same_shapes(x0, jax.eval_shape(problem.guess, theta), "x0", f"{type(problem).__name__}.guess")
+    x0 = _floating(problem.guess(theta) if x0 is None else x0, dtype, "x0")
 
     for name in levels:
         try:
@@ -54,6 +55,13 @@ def prepare(
             "strongly convex: give a positive lower bound of the curvature, or None to have it estimated"
         )
     return problem, theta, x0
+
+
+def same_shapes(tree: PyTree, like: PyTree, name: str, model: str) -> None:
+    """Raises ValueError unless `tree` has the structure and shapes of `like`: what broadcasts would go unnoticed."""
+    shapes, expected = (jax.tree.map(lambda leaf: list(np.shape(leaf)), t) for t in (tree, like))
+    if jax.tree.structure(tree) != jax.tree.structure(like) or shapes != expected:
+        raise ValueError(f"{name} must have the structure and shapes of {model}, {expected}; it has {shapes}")
 
 
 def positive(**values: float | None) -> None:

@@ -74,15 +74,17 @@ def conjugate_gradients(
     u: float,
     max_products: Int[Array, ""],
 ) -> LinearSolution:
-    """Solve H q = b until ||H q - b|| + u L ||q|| <= delta, from q0, for symmetric H >= mu.
+    """Solve H q = b until ||H q - b|| + u (L ||q|| + ||b||) <= delta, from q0, for symmetric H >= mu.
 
     The recursive residual of CG drifts from the true one, so convergence is only believed of a residual computed
     afresh; if that one disagrees the iteration restarts from it, until restarting gains nothing (the dtype's floor).
     A direction p with p^T H p < mu ||p||^2 beyond rounding disproves the declared mu and stops the iteration.
     """
 
+    norm_b = optax.tree.norm(b)
+
     def target(q):
-        floor = rounding(L, optax.tree.norm(q), u)
+        floor = rounding(L, optax.tree.norm(q), norm_b, u)
         return jnp.maximum(delta - floor, floor)
 
     def unfinished(carry):

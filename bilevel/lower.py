@@ -13,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from .bounds import lower_error, rounding, unit_roundoff
 from .krylov import lanczos
@@ -68,21 +68,31 @@ class Iterate(eqx.Module):
     L: Scalar
     lower_gradients: Count
     hessian_products: Count
+    negative_curvature: Bool[Array, ""]
     memory: Any
 
     @property
     def cost(self) -> Count:
         return self.lower_gradients + self.hessian_products
 
-    def move(self, level: LowerLevel, x: Vector, memory: Any, products: Count | int = 0) -> "Iterate":
+    def move(
+        self,
+        level: LowerLevel,
+        x: Vector,
+        memory: Any,
+        products: Count | int = 0,
+        negative_curvature: Bool[Array, ""] | bool = False,
+    ) -> "Iterate":
+        """The iterate at x, its gradient evaluated; `products` and `negative_curvature`: what the step saw of H."""
         rho = level.gradient(x)
         L = self.L
         if not level.L_known:
             dx, drho = optax.tree.norm(optax.tree.sub(x, self.x)), optax.tree.norm(optax.tree.sub(rho, self.rho))
             L = jnp.where((drho > L * dx) & (dx > 0), drho / jnp.where(dx > 0, dx, 1), L)
         return Iterate(
-            x, rho, optax.tree.norm(rho), L, self.lower_gradients + 1, self.hessian_products + products, memory
-        )
+            x, rho, optax.tree.norm(rho), L, self.lower_gradients + 1, self.hessian_products + products,
+            self.negative_curvature | negative_curvature, memory,
+        )  # fmt: skip
 
 
 class AbstractLowerSolver(eqx.Module):
@@ -97,10 +107,11 @@ class AbstractLowerSolver(eqx.Module):
         """The next iterate; spends at most level.max_cost - it.cost."""
 
 
-def overhead(problem: AbstractProblem, theta: Vector) -> int:
-    """The cost of a solve before its first step: the gradient at the start, and estimates of mu and L."""
+def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
+    """The cost of a solve before its first step: the gradient at the start, and estimates of mu and L; x has `size`
+    entries."""
     constants = problem.constants(theta)
-    return 1 + (LANCZOS_STEPS if constants.mu is None else 0 if constants.L is not None else 1)
+    return 1 + (min(LANCZOS_STEPS, size) if constants.mu is None else 0 if constants.L is not None else 1)
 
 
 def descend(
@@ -108,7 +119,7 @@ def descend(
 ) -> LowerSolution:
     """Minimise h(., theta) from x0 until the certified error is at most eps, or max_cost is spent.
 
-    max_cost is at least `overhead(problem, theta)`. Traceable; `bilevel.solve_lower` is the public face.
+    max_cost is at least `overhead(problem, theta, size)`. Traceable; `bilevel.solve_lower` is the public face.
     """
     constants = problem.constants(theta)
     dtype = eps.dtype
@@ -131,13 +142,20 @@ def descend(
 
     level = LowerLevel(problem, theta, mu, mu * eps, max_cost, u, constants.L is not None)
     start = Iterate(
-        x0, rho, residual, L, jnp.asarray(1, jnp.int32), jnp.asarray(products, jnp.int32), solver.init(x0, rho)
+        x0,
+        rho,
+        residual,
+        L,
+        jnp.asarray(1, jnp.int32),
+        jnp.asarray(products, jnp.int32),
+        jnp.asarray(False),
+        solver.init(x0, rho),
     )
 
     reach = optax.tree.norm(x0) + 2 * residual / mu  # >= ||x|| as long as x comes no farther from xhat than x0
 
     def floor(it):
-        return rounding(it.L, optax.tree.norm(it.x), u)
+        return rounding(it.L, optax.tree.norm(it.x), constants.rounding, u)
 
     def stalled(it, since_best):
         # a kink drives the secants, and so L, to infinity: patience has to end all the same
@@ -151,9 +169,10 @@ def descend(
             return it.residual > jnp.maximum(mu * eps - noise, noise)
 
         # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
-        far = it.residual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, u))
+        far = it.residual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, constants.rounding, u))
         above = lax.cond(far, lambda: jnp.asarray(True), decide)
-        return above & (it.cost < max_cost) & jnp.isfinite(it.residual) & ~stalled(it, since_best) & (mu > 0)
+        going = (it.cost < max_cost) & jnp.isfinite(it.residual) & ~stalled(it, since_best) & ~it.negative_curvature
+        return above & going & (mu > 0)
 
     def step(carry):
         it, best, since_best = carry
@@ -164,9 +183,14 @@ def descend(
 
     noise = floor(it)
     error = jnp.where(mu > 0, lower_error(it.residual, noise, mu), jnp.inf)
-    result = RESULTS.where(error <= eps, RESULTS.converged, RESULTS.max_cost_reached)
-    at_floor = (error > eps) & ((mu * eps < 2 * noise) & (it.residual <= noise) | stalled(it, since_best))
+    met = error <= eps * (1 + 8 * u)  # the loop's test and this one round apart
+    result = RESULTS.where(met, RESULTS.converged, RESULTS.max_cost_reached)
+    stuck = ~met & stalled(it, since_best)
+    result = RESULTS.where(stuck, RESULTS.lower_stalled, result)
+    near_floor = it.residual <= noise * 100 * jnp.sqrt(it.L / mu)  # where a method may hover
+    at_floor = ~met & ((mu * eps < 2 * noise) & (it.residual <= noise) | stuck & near_floor)
     result = RESULTS.where(at_floor, RESULTS.accuracy_floor, result)
+    result = RESULTS.where(it.negative_curvature, RESULTS.not_strongly_convex, result)
     result = RESULTS.where(jnp.isfinite(it.residual), result, RESULTS.non_finite)
     result = RESULTS.where(mu > 0, result, RESULTS.not_strongly_convex)
     return LowerSolution(

@@ -3,6 +3,7 @@
 A call that the budget cannot pay for, or that comes back broken, raises `Stop` with the result to report.
 """
 
+import functools
 import math
 import time
 from typing import Any, NamedTuple
@@ -22,6 +23,26 @@ UNLIMITED = 2**30
 evaluate = eqx.filter_jit(hg.evaluate)
 differentiate = eqx.filter_jit(hg.differentiate)
 move = eqx.filter_jit(projected_step)
+
+
+def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> tuple[int, int]:
+    """What a solve costs before its first step, and a certificate beside its conjugate gradients."""
+    leaves, structure = jax.tree.flatten((problem, x, theta))
+    shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) if eqx.is_array(v) else v for v in leaves)
+    return _overheads(structure, tuple(shapes))
+
+
+@functools.lru_cache(maxsize=128)  # traces the problem's constants and bounds, so once per shape
+def _overheads(structure, shapes):
+    problem, x, theta = jax.tree.unflatten(structure, shapes)
+    cost = []
+
+    def trace(problem, x, theta):
+        size = sum(v.size for v in jax.tree.leaves(x))
+        cost.extend((overhead(problem, theta, size), hg.certificate_cost(problem, x, theta)))
+
+    eqx.filter_eval_shape(trace, problem, x, theta)
+    return tuple(cost)
 
 
 class Stop(Exception):
@@ -87,9 +108,10 @@ class Meter:
 
     def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf) -> hg.Point:
         """The lower level to eps, spending at most `cap` and what is left. A result of max_cost_reached means `cap`."""
-        if self.left < overhead(self.problem, theta):
+        start, _ = overheads(self.problem, x0, theta)
+        if self.left < start:
             raise Stop(RESULTS.max_cost_reached)
-        cap = max(cap, overhead(self.problem, theta))
+        cap = max(cap, start)
         allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)), jnp.int32)
         dtype = jax.tree.leaves(x0)[0].dtype
         point = self._call(evaluate, self.problem, self.solver, theta, x0, jnp.asarray(eps, dtype), allowed)
@@ -100,7 +122,7 @@ class Meter:
 
     def differentiate(self, theta: Vector, lower: Any, q: Vector, delta: float) -> hg.Hypergradient:
         """The hypergradient with the adjoint to delta."""
-        if self.left < hg.certificate_cost(self.problem, lower.x, theta) + 1:
+        if self.left < overheads(self.problem, lower.x, theta)[1] + 1:
             raise Stop(RESULTS.max_cost_reached)
         allowed = jnp.asarray(int(min(self.left, UNLIMITED)), jnp.int32)
         delta = jnp.asarray(delta, lower.error.dtype)

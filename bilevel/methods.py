@@ -26,7 +26,8 @@ def maid(
     *,
     solver: AbstractLowerSolver = Nesterov(),
 ) -> Method:
-    """MAID as published (arXiv 2308.10098), with actual residuals in its certificates.
+    """MAID as published (arXiv 2308.10098), with actual residuals in its certificates, a cap on what a trial may cost,
+    and a failed certificate followed by as many shrinkings at once as are sure to be needed (see `Adaptive`).
 
     `eps`, `delta`, `step`: initial accuracies and step, positive; chosen from the problem where left out. The method's
     other constants have the paper's values; they are fields of `Adaptive` and `CertifiedBacktracking`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .inputs import positive, prepare
+from .inputs import positive, prepare, same_shapes
 from .lower import AbstractLowerSolver, LowerSolution, descend
 from .meter import UNLIMITED, Counts, Meter, differentiate
 from .problem import AbstractProblem
@@ -68,6 +68,8 @@ def hypergradient(
     """
     positive(eps=eps, delta=delta)
     problem, theta, x0 = prepare(problem, theta, x0)
+    if q0 is not None:
+        same_shapes(q0, x0, "q0", "x")
     q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
     meter = Meter(problem, solver, Counts(), 0.0, 0.0, math.inf)
     point = meter.solve(theta, x0, eps)

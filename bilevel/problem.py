@@ -24,17 +24,20 @@ class Constants(eqx.Module):
     - `mu`: h(., theta) is mu-strongly convex (a lower bound is enough), mu > 0.
     - `L`: grad_x h is L-Lipschitz in x. Sets step sizes and the rounding floor only; an estimate costs no certificate.
     - `L_upper`: Lipschitz constant in x of grad_x g.
-    - `L_upper_theta`: Lipschitz constant in x of grad_theta g. Zero, without asking, where g does not read theta.
     - `L_hessian`, `L_cross`: Lipschitz constants in x of H = d2h/dx2 and J = d2h/dxdtheta (spectral norms).
+    - `L_upper_theta`: Lipschitz constant in x of grad_theta g. Zero, without asking, where g does not read theta.
+    - `rounding`: grad_x h is computed to u (L ||x|| + rounding), u the unit roundoff. The size of what it adds up
+      beside H x, such as A^T b; 0 will do unless such terms are larger than L ||x|| and cancel.
     - `convex_upper`: g is convex in x, which sharpens the lower end of the value interval.
     """
 
     mu: Bound = None
     L: Bound = None
     L_upper: Bound = None
-    L_upper_theta: Bound = None
     L_hessian: Bound = None
     L_cross: Bound = None
+    L_upper_theta: Bound = None
+    rounding: Bound = 0.0
     convex_upper: bool = eqx.field(static=True, default=False)
 
 

@@ -7,6 +7,7 @@ solution = solve(problem, theta0, method, tol=..., max_cost=...)  all of them
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,7 @@ from tqdm import tqdm
 from . import checkpoint as checkpoints
 from .descent import Info, State, init, step
 from .inputs import make_box, prepare
-from .lower import overhead
-from .meter import Counts
+from .meter import Counts, overheads
 from .methods import Method, maid
 from .problem import AbstractProblem
 from .results import RESULTS, Solution
@@ -49,7 +49,7 @@ def iterate(
 
 
 def _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
-    state = init(method, problem, theta0, x0) if state is None else state
+    state = _start(method, problem, theta0, x0, max_cost) if state is None else state
     result = None
     while result is None:
         last = state.steps >= max_steps
@@ -94,12 +94,12 @@ def solve(
     **Raises** ValueError or TypeError for inputs that cannot be run: NaN, shapes, dtypes, a missing checkpoint.
     """
     method = maid() if method is None else method
-    _check_limits(tol, max_steps, max_cost)
+    _check_limits(tol, max_steps, max_cost, every)
     problem, theta0, x0 = prepare(problem, theta0, x0)
     box = make_box(bounds, theta0)
-    if max_cost < 2 * overhead(problem, theta0):
-        raise ValueError(f"max_cost={max_cost} does not even pay for the first gradient; give at least 10")
-    start = init(method, problem, theta0, x0)
+    if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
+        raise ValueError(f"checkpoint={os.fspath(checkpoint)!r} lies in a folder that does not exist: make it first")
+    start = _start(method, problem, theta0, x0, max_cost)
     history: dict[str, list] = {name: [] for name in (*COLUMNS, *Counts._fields, "cost", "seconds")}
     prints = None
     if checkpoint is not None:
@@ -180,10 +180,19 @@ def _show(bar, state, info):
     bar.update(state.counts.cost - bar.n)
 
 
-def _check_limits(tol, max_steps, max_cost):
+def _start(method, problem, theta0, x0, max_cost):
+    needed, _ = overheads(problem, x0, theta0)
+    if max_cost < needed:
+        raise ValueError(f"max_cost={max_cost} does not pay for the first gradient, which takes {needed}: raise it")
+    return init(method, problem, theta0, x0, max_cost)
+
+
+def _check_limits(tol, max_steps, max_cost, every=1):
     if tol is not None and not tol >= 0:
         raise ValueError(f"tol must be at least 0, not {tol!r}")
     if not max_steps >= 0:
         raise ValueError(f"max_steps must be at least 0, not {max_steps!r}")
+    if not every >= 1:
+        raise ValueError(f"every must be at least 1, not {every!r}")
     if not max_cost > 0:
         raise ValueError(f"max_cost must be positive, not {max_cost!r}")

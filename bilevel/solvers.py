@@ -97,15 +97,15 @@ class NewtonCG(AbstractLowerSolver):
             eta = jnp.minimum(0.5, jnp.sqrt(it.residual / first))
             goal = jnp.maximum(eta * it.residual, 0.5 * jnp.minimum(level.goal, it.residual))
             zeros = optax.tree.zeros_like(it.x)
-            d, products, _ = cg_iterations(
+            d, products, bad = cg_iterations(
                 lambda v: level.product(it.x, v), zeros, optax.tree.scale(-1, it.rho), lambda q: goal,
                 mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
             )  # fmt: skip
-            return (it.x, d, it.residual, jnp.ones_like(t), first), products
+            return (it.x, d, it.residual, jnp.ones_like(t), first), products, bad
 
         def shorten():
-            return (base, d, previous, t / 2, first), jnp.asarray(0, jnp.int32)
+            return (base, d, previous, t / 2, first), jnp.asarray(0, jnp.int32), jnp.asarray(False)
 
-        memory, products = lax.cond(it.residual <= (1 - 1e-4 * t) * previous, accept, shorten)
+        memory, products, bad = lax.cond(it.residual <= (1 - 1e-4 * t) * previous, accept, shorten)
         base, d, _, t, _ = memory
-        return it.move(level, optax.tree.add_scale(base, t, d), memory, products)
+        return it.move(level, optax.tree.add_scale(base, t, d), memory, products, bad)

@@ -44,6 +44,7 @@ class Quadratic(AbstractProblem):
     L: Float[Array, ""]
     L_upper: Float[Array, ""]
     norm_J: Float[Array, ""]
+    norms: Float[Array, " 3"]
 
     def __init__(self, A1, A2, A3, b1, b2):
         data = {name: np.asarray(v) for name, v in (("A1", A1), ("A2", A2), ("A3", A3), ("b1", b1), ("b2", b2))}
@@ -79,6 +80,7 @@ class Quadratic(AbstractProblem):
         self.mu = jnp.asarray((sigma[-1] - slack * sigma[0]) ** 2, dtype)
         self.L = jnp.asarray(((1 + slack) * sigma[0]) ** 2, dtype)
         self.L_upper = jnp.asarray(((1 + slack) * np.linalg.norm(A1, 2)) ** 2, dtype)
+        self.norms = jnp.asarray([sigma[0], np.linalg.norm(A3, 2), np.linalg.norm(b2)], dtype)
         self.norm_J = jnp.asarray(np.linalg.norm(A2.T @ A3, 2) + slack * sigma[0] * np.linalg.norm(A3, 2), dtype)
 
     def lower(self, x, theta):
@@ -93,7 +95,17 @@ class Quadratic(AbstractProblem):
         return jnp.zeros_like(self.A2[0])
 
     def constants(self, theta):
-        return Constants(mu=self.mu, L=self.L, L_upper=self.L_upper, L_hessian=0.0, L_cross=0.0, convex_upper=True)
+        # A2^T (A2 x + (A3 theta - b2)): where A3 theta and b2 cancel, their rounding is larger than that of H x
+        norm_A2, norm_A3, norm_b2 = self.norms
+        return Constants(
+            mu=self.mu,
+            L=self.L,
+            L_upper=self.L_upper,
+            L_hessian=0.0,
+            L_cross=0.0,
+            rounding=norm_A2 * (norm_A3 * jnp.linalg.norm(theta) + norm_b2),
+            convex_upper=True,
+        )
 
     def bounds(self, x, theta, q, radius):
         return Bounds(J=self.norm_J, M_H=0.0, M_J=0.0, L_J=0.0)

@@ -280,9 +280,9 @@ class Diary(bilevel.Adaptive):
 
     events: list = None
 
-    def update(self, accuracy, event):
+    def update(self, accuracy, event, excess=1.0):
         self.events.append(event)
-        return super().update(accuracy, event)
+        return super().update(accuracy, event, excess)
 
 
 def test_one_step_runs_as_designed():

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from problems_for_tests import (
     Undeclared,
@@ -114,7 +115,7 @@ def test_a_cap_is_never_exceeded(solver):
     told = Undeclared(problem, ("mu",))
     exact = exactly(problem, theta, problem.guess(theta))
     x0, eps = problem.guess(theta) + 10, jnp.asarray(1e-10)
-    for most in range(overhead(told, theta), 40):
+    for most in range(overhead(told, theta, optax.tree.size(x0)), 40):
         lower = minimise(told, solver, theta, x0, eps, jnp.asarray(most, jnp.int32))
         cost, short = int(lower.lower_gradients + lower.hessian_products), bool(lower.error > eps)
         assert most - short <= cost <= most if short else cost <= most
