@@ -152,10 +152,11 @@ def descend(
         solver.init(x0, rho),
     )
 
+    terms = 0.0 if constants.rounding is None else constants.rounding
     reach = optax.tree.norm(x0) + 2 * residual / mu  # >= ||x|| as long as x comes no farther from xhat than x0
 
     def floor(it):
-        return rounding(it.L, optax.tree.norm(it.x), constants.rounding, u)
+        return rounding(it.L, optax.tree.norm(it.x), terms, u)
 
     def stalled(it, since_best):
         # a kink drives the secants, and so L, to infinity: patience has to end all the same
@@ -169,7 +170,7 @@ def descend(
             return it.residual > jnp.maximum(mu * eps - noise, noise)
 
         # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
-        far = it.residual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, constants.rounding, u))
+        far = it.residual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, terms, u))
         above = lax.cond(far, lambda: jnp.asarray(True), decide)
         going = (it.cost < max_cost) & jnp.isfinite(it.residual) & ~stalled(it, since_best) & ~it.negative_curvature
         return above & going & (mu > 0)

@@ -27,7 +27,7 @@ class Constants(eqx.Module):
     - `L_hessian`, `L_cross`: Lipschitz constants in x of H = d2h/dx2 and J = d2h/dxdtheta (spectral norms).
     - `L_upper_theta`: Lipschitz constant in x of grad_theta g. Zero, without asking, where g does not read theta.
     - `rounding`: grad_x h is computed to u (L ||x|| + rounding), u the unit roundoff. The size of what it adds up
-      beside H x, such as A^T b; 0 will do unless such terms are larger than L ||x|| and cancel.
+      beside H x, such as A^T b; left out unless such terms are larger than L ||x|| and cancel.
     - `convex_upper`: g is convex in x, which sharpens the lower end of the value interval.
     """
 
@@ -37,7 +37,7 @@ class Constants(eqx.Module):
     L_hessian: Bound = None
     L_cross: Bound = None
     L_upper_theta: Bound = None
-    rounding: Bound = 0.0
+    rounding: Bound = None
     convex_upper: bool = eqx.field(static=True, default=False)
 
 

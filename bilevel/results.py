@@ -27,8 +27,9 @@ class RESULTS(eqx.Enumeration):
     )
     non_finite = "A value, gradient or Hessian product was not finite. Check the data, theta0 and the problem's range."
     lower_stalled = (
-        "The lower-level solver made no progress any more, far above the rounding floor: does `lower` have a kink, a "
-        "wrong derivative rule, or a declared L that is too small? `bilevel.check_problem` looks for these."
+        "The lower-level solver made no progress any more, far above the rounding floor: does `lower` lack a "
+        "minimiser, have a kink, a wrong derivative rule or a declared L that is too small? `bilevel.check_problem` "
+        "looks for these."
     )
     not_strongly_convex = (
         "The lower level curves less than the declared mu in some direction, so no certificate holds. "

@@ -99,7 +99,11 @@ CASES = {
     "theta0 a dict": (lambda: solve(theta0={"a": ONE}), TypeError, "Plain.lower.*failed on.*structure"),
     "theta0 a shape": (lambda: solve(theta0=jnp.ones(3)), (TypeError, ValueError), "failed on.*float64\\[3\\]"),
     "x0 NaN": (lambda: solve(x0=jnp.array([np.nan, 1])), ValueError, "x0 holds NaN"),
-    "x0 a shape": (lambda: solve(x0=jnp.ones(5)), (TypeError, ValueError), "failed on.*float64\\[5\\]"),
+    "x0 a shape": (
+        lambda: solve(x0=jnp.ones(5)),
+        (TypeError, ValueError),
+        "x0 must have.*guess, \\[2\\]; it has \\[5\\]",
+    ),
     "no start": (lambda: solve(NoGuess(ONE)), TypeError, "no starting point.*x0="),
     "mu zero": (lambda: solve(Plain(ONE, mu=0.0)), ValueError, "declares mu = 0 .*strongly convex"),
     "mu negative": (lambda: solve(Plain(ONE, mu=-1.0)), ValueError, "declares mu = -1 "),
@@ -110,7 +114,7 @@ CASES = {
     "tol negative": (lambda: solve(tol=-1.0), ValueError, "tol must be at least 0"),
     "tol NaN": (lambda: solve(tol=np.nan), ValueError, "tol must be at least 0"),
     "max_cost zero": (lambda: solve(max_cost=0), ValueError, "max_cost must be positive"),
-    "max_cost tiny": (lambda: solve(max_cost=1), ValueError, "does not even pay"),
+    "max_cost tiny": (lambda: solve(max_cost=1), ValueError, "does not pay for the first gradient"),
     "max_cost NaN": (lambda: solve(max_cost=np.nan), ValueError, "max_cost must be positive"),
     "max_steps negative": (lambda: solve(max_steps=-1), ValueError, "max_steps must be at least 0"),
     "eps zero": (lambda: bilevel.maid(eps=0.0), ValueError, "eps must be positive"),
@@ -150,7 +154,9 @@ def test_a_lower_level_that_is_not_strongly_convex_is_detected():
         lambda: solve(Plain(ONE, flavour="saddle", mu=None), max_cost=5000),
     ):
         result = call().result
-        assert result == RESULTS.not_strongly_convex or result == RESULTS.non_finite
+        assert any(
+            result == named for named in (RESULTS.not_strongly_convex, RESULTS.lower_stalled, RESULTS.non_finite)
+        )
         assert result != RESULTS.converged
 
 

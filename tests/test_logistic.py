@@ -53,7 +53,7 @@ def test_digits_are_learnt():
     order = np.random.default_rng(0).permutation(len(labels))
     A, y = features[order] / 16, labels[order]
     problem = LogisticRegression(A[:600], y[:600], A[600:1200], y[600:1200])
-    theta0 = np.full((64, 10), -2.0)
+    theta0 = jnp.full((64, 10), -2.0)
     solution = bilevel.solve(problem, theta0, max_cost=1500)
     assert solution.certified and solution.value < 0.8 * solution.history["value"][0]
     unseen = LogisticRegression(A[:600], y[:600], A[1200:], y[1200:])
