@@ -116,8 +116,10 @@ def _data_dtype(problem, x0):
 def _field(leaf, dtype, name):
     if isinstance(leaf, float):
         return jnp.asarray(leaf, dtype)
-    if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.asarray(leaf)
     _reject(leaf, f"a field of {name}")
     return jnp.asarray(leaf)
 

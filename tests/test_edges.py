@@ -154,6 +154,21 @@ def ridge32():
     return Ridge(problem.A.astype(np.float32), problem.b.astype(np.float32))
 
 
+class Labelled(Ridge):
+    """With a NumPy array of integers among the data."""
+
+    rows: np.ndarray
+
+    def upper(self, x, theta):
+        return jnp.sum((self.A[self.rows] @ x - self.b[self.rows]) ** 2) / 2
+
+
+def test_integer_arrays_may_be_data():
+    base = ridge()
+    solution = bilevel.solve(Labelled(base.A, base.b, np.array([0, 2])), 0.0, max_cost=300)
+    assert solution.value < solution.history["value"][0]
+
+
 class OneAtATime(AbstractAccuracy):
     """The published loop to the letter: one nu per failed certificate, whatever the excess."""
 
