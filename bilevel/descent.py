@@ -19,12 +19,11 @@ from .accuracy import Accuracy, Event
 from .direction import Box, SteepestDescent
 from .hypergradient import Point
 from .linesearch import Interval, Search, Verdict
-from .meter import Counts, Meter, Stop, overheads
+from .meter import Counts, Meter, Stop
 from .methods import Method
 from .problem import AbstractProblem, Vector
 from .results import RESULTS
 
-TRIAL_FLOOR = 50  # what a trial's lower level may always spend
 DEFAULT_TOLERANCE = 1e-3  # of the first ||z|| + omega
 ROUNDED = 1 + 1e-6  # eps is rounded to the dtype on its way into a solve
 
@@ -143,7 +142,7 @@ def step(
             if not length > 0:  # z is zero, or the step is lost in the rounding of theta, or every trial failed
                 raise Stop(RESULTS.accuracy_floor if norm > 0 and judged else RESULTS.no_decrease)
             wanted = method.accuracy.trial(accuracy)
-            cap = max(TRIAL_FLOOR + overheads(problem, state.q, trial)[0], 2 * state.work)
+            cap = method.linesearch.allowance(state.work)
             spent = meter.counts.cost
             point = meter.solve(trial, state.point.lower.x, wanted.eps, cap)
             base, interval = _interval(state.point, accuracy), _interval(point, wanted)

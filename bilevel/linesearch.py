@@ -46,6 +46,10 @@ class AbstractLineSearch(eqx.Module):
         return Search(step, step, 0, 0)
 
     @abc.abstractmethod
+    def allowance(self, work: int) -> float:
+        """What a trial's lower level may cost, `work` being what the base's did; one cut off is judged as `None`."""
+
+    @abc.abstractmethod
     def judge(self, search: Search, base: Interval, trial: Interval | None, length: float) -> tuple[Verdict, Search]:
         """Judge the trial at distance `length`; `None` stands for one whose solve was capped or not finite."""
 
@@ -54,6 +58,9 @@ class Constant(AbstractLineSearch):
     """Every finite trial is accepted; one whose solve failed asks for a tenth of the step, for good."""
 
     step: float | None = None
+
+    def allowance(self, work):
+        return math.inf
 
     def judge(self, search, base, trial, length):
         if trial is None:
@@ -73,6 +80,9 @@ class HOAGHeuristic(AbstractLineSearch):
 
     step: float | None = None
     C: float = 0.25
+
+    def allowance(self, work):
+        return math.inf
 
     def judge(self, search, base, trial, length):
         if trial is None:
@@ -99,6 +109,9 @@ class CertifiedBacktracking(AbstractLineSearch):
     rho_bar: float = 10 / 9
     decrease: float = 1e-8
     max_backtracks: int = 10
+
+    def allowance(self, work):
+        return max(50, 2 * work)  # rejecting is always safe, and a step far too long would cost a thousand good ones
 
     def init(self, norm, size):
         return super().init(norm, size)._replace(allowed=self.max_backtracks)
