@@ -14,7 +14,7 @@ import time
 
 import jax
 import numpy as np
-import style
+import record
 from tqdm import tqdm
 
 import bilevel
@@ -24,7 +24,7 @@ from problems.quadratic import uniform_data
 
 jax.config.update("jax_enable_x64", True)
 
-LOG = style.HERE / "logs" / "bench_lower.jsonl"
+LOG = record.HERE / "logs" / "bench_lower.jsonl"
 SOLVERS = {
     "GradientDescent": bilevel.GradientDescent(),
     "Nesterov": bilevel.Nesterov(),
@@ -36,7 +36,7 @@ THETA0 = np.array([-5.0, -5.0])
 WITHIN = 0.02
 
 
-def lower_levels(log: style.Log, repeats: int, budget: float) -> None:
+def lower_levels(log: record.Log, repeats: int, budget: float) -> None:
     """Every method on every lower-level problem; repeats end early once `budget` seconds are spent on one of them."""
     photographs = data.photographs(96).pixels
     tv = problems.TotalVariation(photographs, data.add_noise(photographs, 0.1, seed=0))
@@ -69,7 +69,7 @@ def lower_levels(log: style.Log, repeats: int, budget: float) -> None:
                     "result": str(bilevel.RESULTS[solution.result]),
                 }
                 log.write("config", f"{place}, {name}, eps {eps:g}", solver=name, eps=eps, kappa=kappa, place=place,
-                          **style.environment())  # fmt: skip
+                          **record.environment())  # fmt: skip
                 log.write("end", f"{place}, {name}, eps {eps:g}", **numbers)
                 rows[name, eps] = numbers
                 bar.update()
@@ -78,11 +78,11 @@ def lower_levels(log: style.Log, repeats: int, budget: float) -> None:
             (name, *(f"{_cost(rows[name, eps])} / {1e3 * rows[name, eps]['seconds']:.1f}" for eps in EPS))
             for name in SOLVERS
         ]
-        tqdm.write(f"\n{place}: condition number {kappa:.4g}\n{style.table(header, cells)}")
+        tqdm.write(f"\n{place}: condition number {kappa:.4g}\n{record.table(header, cells)}")
     bar.close()
 
 
-def whole_runs(log: style.Log, max_cost: float) -> None:
+def whole_runs(log: record.Log, max_cost: float) -> None:
     """maid() on eight photographs, chelsea held out, with each method: cost and seconds to the optimum + 0.02."""
     train, _ = data.denoising_set("photographs", sigma=0.1, seed=0, held_out=["chelsea"])
     problem = problems.TotalVariation(train.clean, train.noisy)
@@ -92,7 +92,7 @@ def whole_runs(log: style.Log, max_cost: float) -> None:
         config = {"method": "maid", "solver": name, "place": "TV, whole run"}
         method = bilevel.maid(solver=solver)
         bilevel.solve(problem, THETA0, method, max_cost=300, progress=False)  # compile, and warm up
-        solutions[name] = style.logged_solve(
+        solutions[name] = record.solve(
             log, f"maid, {name}", config, problem, THETA0, method, max_cost=max_cost, tol=1e-2, progress=False
         )
         seconds[name] = solutions[name].state.seconds
@@ -107,7 +107,7 @@ def whole_runs(log: style.Log, max_cost: float) -> None:
         log.write("end", f"reached, {name}", cost=None if k is None else there[0],
                   seconds=None if k is None else float(s.history["seconds"][k]))  # fmt: skip
     header = ("maid() with", f"cost to {WITHIN}", "seconds", "cost to tol 1e-2", "seconds", "converged")
-    print(f"\nTV, eight photographs, from (-5, -5); smallest value {optimum:.6f}\n{style.table(header, rows)}")
+    print(f"\nTV, eight photographs, from (-5, -5); smallest value {optimum:.6f}\n{record.table(header, rows)}")
 
 
 def _cost(numbers: dict) -> str:
@@ -120,6 +120,6 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds after which no further repeat starts")
     arguments = parser.parse_args()
-    log = style.Log(LOG, fresh=True)
+    log = record.Log(LOG, fresh=True)
     lower_levels(log, arguments.repeats, arguments.budget)
     whole_runs(log, max_cost=10_000)

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import record
 import style
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
@@ -29,13 +30,13 @@ TOL = 1.0  # on the gradient's norm, about a hundredth of its largest value on t
 
 def solve() -> None:
     """Learn, print the table, write the log and the pictures beside it."""
-    clock, start = style.CompileClock(), time.perf_counter()
+    clock, start = record.CompileClock(), time.perf_counter()
     train, held_out = data.denoising_set("photographs", sigma=SIGMA, seed=SEED, held_out=[HELD_OUT], size=SIZE)
     print(f"Learning from {', '.join(train.names)}; {HELD_OUT} is held out. {SIZE} x {SIZE} pixels, noise {SIGMA}.")
     problem = problems.TotalVariation(train.clean, train.noisy)
     config = {"method": "maid", "train": train.names, "held_out": HELD_OUT, "size": SIZE, "sigma": SIGMA, "seed": SEED}
-    log = style.Log(LOG, fresh=True)
-    solution = style.logged_solve(log, "maid", config, problem, np.array(THETA0), bilevel.maid(), tol=TOL)
+    log = record.Log(LOG, fresh=True)
+    solution = record.solve(log, "maid", config, problem, np.array(THETA0), bilevel.maid(), tol=TOL)
 
     # All nine photographs with the parameters before and after: one program, compiled once.
     noisy, clean = (np.concatenate([getattr(s, name) for s in (train, held_out)]) for name in ("noisy", "clean"))
@@ -54,7 +55,7 @@ def solve() -> None:
     s, counts = solution, solution.state.counts
     print()
     print(
-        style.table(
+        record.table(
             ("mean PSNR", "noisy", "initial theta", "learnt theta"),
             [
                 (where, *(f"{quality[name][key]:.2f} dB" for name in ("noisy", "initial", "learnt")))
@@ -83,7 +84,7 @@ def solve() -> None:
 
 def draw() -> None:
     """The figure, from the log alone."""
-    runs = style.read(LOG)
+    runs = record.read(LOG)
     if "maid" not in runs:
         raise SystemExit(f"{LOG.relative_to(style.HERE.parent)} holds no run; run `make demo` first.")
     run, images = runs["maid"], dict(np.load(LOG.with_suffix(".npz")))

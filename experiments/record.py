@@ -1,0 +1,256 @@
+"""f(theta_k) in [value_k - value_error_k, value_k + value_error_k]: one line of a log, one point of a figure.
+
+The log that every experiment writes and reads: a file of JSON lines. Per run a line "config" (with versions and
+machine), one line "step" per outer step, perhaps lines "judged" (see `solve`), and a line "end" once it is finished.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+import bilevel
+from bilevel.descent import Info
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE / "checkpoints"  # of runs that are not finished
+SHORT = 8  # thetas of at most so many numbers are written in every step
+PER_DECADE = 8  # a run is judged at most so often while its cost grows tenfold
+
+
+class Log:
+    """A file of JSON lines. `fresh=True` starts it again; otherwise new lines are added at its end."""
+
+    def __init__(self, path: str | os.PathLike, *, fresh: bool = False):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self.path.unlink(missing_ok=True)
+            for left in CHECKPOINTS.glob(f"{self.path.stem}, *.npz"):
+                left.unlink()
+
+    def write(self, kind: str, run: str, **values: Any) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "run": run, **_plain(values)}, allow_nan=False) + "\n")
+
+    def finished(self) -> set[str]:
+        """The names of the runs that have a last line."""
+        return {name for name, run in read(self.path).items() if run.end is not None}
+
+
+class Run(NamedTuple):
+    """One run as read from a log: its settings, its steps and judgements as dicts of arrays, and its last line (None:
+    unfinished)."""
+
+    config: dict[str, Any]
+    steps: dict[str, np.ndarray]
+    judged: dict[str, np.ndarray]
+    end: dict[str, Any] | None
+
+
+def read(path: str | os.PathLike) -> dict[str, Run]:
+    """The runs of a log by name; where a name, or a step of it, comes twice, the later one counts.
+
+    A last line cut short is left out.
+    """
+    lines: dict[str, tuple[dict, dict, dict, dict]] = {}
+    for text in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        kind, run = line.pop("kind"), line.pop("run")
+        if kind == "config":
+            lines[run] = line, {}, {}, {}
+        elif run in lines:
+            group = lines[run][("step", "judged", "end").index(kind) + 1]
+            group[line.get("k", len(group))] = line
+    return {
+        run: Run(config, _columns(steps), _columns(judged), next(iter(end.values()), None))
+        for run, (config, steps, judged, end) in lines.items()
+    }
+
+
+def solve(
+    log: Log,
+    run: str,
+    config: dict[str, Any],
+    problem: bilevel.AbstractProblem,
+    theta0: PyTree,
+    method: bilevel.Method,
+    *,
+    judge: Callable[[PyTree, PyTree], dict[str, Any]] | None = None,
+    **options: Any,
+) -> bilevel.Solution:
+    """`bilevel.solve`, written to a log as it goes; a run that was interrupted goes on where its checkpoint stands.
+
+    `judge(theta, x)`, not counted, measures what the method itself does not know (accuracy on a test set, the exact
+    value) whenever the cost has grown by 10^(1/8) since the last time, and at the end.
+    """
+    CHECKPOINTS.mkdir(exist_ok=True)
+    checkpoint = CHECKPOINTS / f"{log.path.stem}, {run}.npz"
+    resume = checkpoint.exists()
+    if not resume:
+        limits = {name: options[name] for name in ("tol", "max_cost", "max_steps", "bounds") if name in options}
+        log.write("config", run, **_small(theta0, "theta0"), **limits, **config, **environment())
+    next_judgement = 0.0
+
+    def judged(k, cost, theta, x):
+        nonlocal next_judgement
+        if judge is not None and cost >= next_judgement:
+            next_judgement = max(cost, 1) * 10 ** (1 / PER_DECADE)
+            log.write("judged", run, k=k, cost=cost, **judge(theta, x))
+
+    def callback(state, info):
+        log.write("step", run, **_row(info))
+        judged(state.steps, state.counts.cost, state.theta, state.point.lower.x)
+
+    solution = bilevel.solve(
+        problem, theta0, method, callback=callback, checkpoint=checkpoint, resume=resume, **options
+    )
+    state, next_judgement = solution.state, 0.0
+    last = {name: column[-1].item() for name, column in solution.history.items()}  # unseen where the budget ended it
+    log.write("step", run, k=state.steps, **{n: v for n, v in last.items() if n != "x"}, **_small(solution.theta))
+    judged(state.steps, state.counts.cost, state.theta, state.point.lower.x)
+    log.write("end", run, **summary(solution))
+    checkpoint.unlink()
+    return solution
+
+
+def main(
+    name: str,
+    description: str,
+    solve: Callable[[Log, bool, bool], None],
+    report: Callable[[dict[str, Run]], None],
+    draw: Callable[[dict[str, Run], Path, Path], None],
+    *,
+    needs: Callable[[], Any] | None = None,
+) -> None:
+    """The command line of an experiment: `solve(log, packaged, smoke)`, `report(runs)`, then `draw(runs, beside,
+    figures)`, figures' names beginning with `figures`, and `beside` what was saved next to the log, without suffix.
+
+    `needs()` loads the paper's data and raises FileNotFoundError where they are missing; then, and with --smoke, the
+    experiment runs on packaged data and says so.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--smoke", action="store_true", help="small, packaged data, few iterations: does it run?")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that are in the log, go on with the last")
+    parser.add_argument("--draw", action="store_true", help="tables and figures from the log, without solving")
+    arguments = parser.parse_args()
+    packaged = needs is not None and arguments.smoke
+    if needs is not None and not packaged:
+        try:
+            needs()
+        except FileNotFoundError as error:
+            packaged = not arguments.draw
+            print(f"{error}\n" * packaged + "So this runs on what scikit-image and scikit-learn carry.\n" * packaged)
+    place = HERE / "smoke" if arguments.smoke else HERE
+    stem = f"{name}_packaged" if packaged and not arguments.smoke else name
+    log = Log(place / "logs" / f"{stem}.jsonl", fresh=not (arguments.resume or arguments.draw))
+    if not arguments.draw:
+        solve(log, packaged, arguments.smoke)
+    runs = {key: run for key, run in read(log.path).items() if run.end is not None}
+    if not runs:
+        raise SystemExit(f"No finished run in {log.path.name}: run without --draw")
+    report(runs)
+    (place / "figures").mkdir(exist_ok=True)
+    draw(runs, log.path.with_suffix(""), place / "figures" / stem)
+
+
+def _row(info: Info) -> dict[str, Any]:
+    """A step's numbers: values and counts to their last digit, the others to four, so that logs stay small."""
+    names = ("value_error", "gradient_norm", "gradient_error", "eps", "delta", "step", "seconds")
+    row = {"k": info.steps, "value": info.value, **{name: float(f"{getattr(info, name):.4g}") for name in names}}
+    row |= info.counts._asdict() | {"cost": info.counts.cost}
+    return row | _small(info.theta)
+
+
+def summary(solution: bilevel.Solution) -> dict[str, Any]:
+    """A solution's numbers for a log's last line."""
+    counts = solution.state.counts
+    return _small(solution.theta) | {
+        "value": solution.value,
+        "value_error": solution.value_error,
+        "gradient_norm": solution.gradient_norm,
+        "gradient_error": solution.gradient_error,
+        "tol": solution.state.tol,
+        "certified": solution.certified,
+        "converged": solution.converged,
+        "result": str(bilevel.RESULTS[solution.result]),
+        "steps": solution.state.steps,
+        "cost": counts.cost,
+        **counts._asdict(),
+        "seconds": solution.state.seconds,
+        "compile_seconds": solution.compile_seconds,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a number may depend on: versions, cores, platform; nothing that names a machine or a place on it."""
+    versions = {"python": platform.python_version()}
+    for name in ("bilevel", "jax", "jaxlib", "equinox", "optax", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    system = f"{platform.system()} {platform.machine()}"
+    return {"versions": versions, "cores": cores, "platform": system, "device": jax.devices()[0].device_kind}
+
+
+def table(header: tuple[str, ...], rows: list[tuple]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    cells = [tuple(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in (lines[0], "-" * len(lines[0]), *lines[1:]))
+
+
+class CompileClock:
+    """Seconds this process has spent in JAX's tracing, lowering and compiling since the clock was made."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += duration
+
+
+def _columns(rows: dict[int, dict[str, Any]]) -> dict[str, np.ndarray]:
+    rows = [rows[k] for k in sorted(rows)]
+    return {key: _array([row[key] for row in rows]) for key in (rows or [{}])[0]}
+
+
+def _array(values: list) -> np.ndarray:
+    return np.array([math.nan if v is None else v for v in values] if not isinstance(values[0], list) else values)
+
+
+def _small(theta: PyTree, name: str = "theta") -> dict[str, PyTree]:
+    return {name: theta} if sum(np.size(leaf) for leaf in jax.tree.leaves(theta)) <= SHORT else {}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; nan and infinite become null."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, np.ndarray | jax.Array):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, list | tuple | Iterator):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
