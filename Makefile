@@ -2,17 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+PEERS := .venv/.peers
 
-.PHONY: help demo test lint bench tv clean
+# One file each in experiments/. SMOKE=1: small, on packaged data, to see that they run. RESUME=1: go on with the log.
+EXPERIMENTS := quadratic crossover tv foe mnist one peers
+MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
+
+.PHONY: help demo test lint bench reproduce $(EXPERIMENTS) clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 # Written last, so that an interrupted installation is done again.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[test,experiments]'
+	@touch $@
+
+# What only the comparisons need.
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	@touch $@
 
 demo: $(READY)  ## learn a TV denoiser from photographs; prints a table, writes a figure
@@ -29,8 +39,10 @@ bench: $(READY)  ## speed of the TV kernels and of the lower-level solvers
 	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_lower.py
 
-tv: $(READY)  ## the paper's TV experiment; reads kodak/ in the folder BILEVEL_DATA
-	$(BIN)/python experiments/tv.py
+reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
+
+$(EXPERIMENTS): $(PEERS)
+	$(BIN)/python experiments/$@.py $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
 	rm -rf .venv .pytest_cache .ruff_cache .jax_cache build *.egg-info

@@ -7,8 +7,10 @@ with residuals in place of tolerances, and the roundings added.
 
 import math
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array, Float, PyTree
 
 Scalar = Float[Array, ""] | float
 
@@ -16,6 +18,11 @@ Scalar = Float[Array, ""] | float
 def unit_roundoff(dtype) -> float:
     """u: half the distance from 1 to the next number of `dtype`."""
     return float(jnp.finfo(dtype).eps) / 2
+
+
+def dual_norm(v: PyTree, metric: PyTree | None) -> Scalar:
+    """||v||_{W^-1} = sqrt(sum v^2 / W), the Euclidean norm without a metric. See `Constants.metric`."""
+    return optax.tree.norm(v if metric is None else jax.tree.map(lambda v, w: v / jnp.sqrt(w), v, metric))
 
 
 def rounding(L: Scalar, norm: Scalar, terms: Scalar, u: float) -> Scalar:
@@ -26,7 +33,10 @@ def rounding(L: Scalar, norm: Scalar, terms: Scalar, u: float) -> Scalar:
 
 
 def lower_error(residual: Scalar, rounding: Scalar, mu: Scalar) -> Scalar:
-    """eps = (||rho|| + rounding) / mu  >=  ||x - xhat||, by mu-strong convexity."""
+    """eps = (||rho|| + rounding) / mu  >=  ||x - xhat||, by mu-strong convexity.
+
+    In a metric, from <rho, x - xhat> >= mu ||x - xhat||_W^2: eps = (||rho||_{W^-1} + rounding) / mu >= ||x - xhat||_W.
+    """
     return (residual + rounding) / mu
 
 

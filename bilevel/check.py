@@ -15,7 +15,7 @@ from .inputs import prepare
 from .krylov import lanczos
 from .lower import AbstractLowerSolver
 from .pointwise import hypergradient, solve_lower
-from .problem import AbstractProblem, cross_product, cross_transpose_product, hessian_product, lower_gradient
+from .problem import AbstractProblem, Vector, cross_product, cross_transpose_product, hessian_product, lower_gradient
 from .results import RESULTS
 from .solvers import LBFGS
 
@@ -77,6 +77,28 @@ def check_problem(
     return _report(problem, found)
 
 
+class _InMetric(AbstractProblem):
+    """The problem in y = W^{1/2} x, `root` being W^{-1/2}: Euclidean norms there are the metric's norms here."""
+
+    problem: AbstractProblem
+    root: Vector
+
+    def back(self, y):
+        return jax.tree.map(jnp.multiply, self.root, y)
+
+    def lower(self, x, theta):
+        return self.problem.lower(self.back(x), theta)
+
+    def upper(self, x, theta):
+        return self.problem.upper(self.back(x), theta)
+
+    def constants(self, theta):
+        return self.problem.constants(theta)
+
+    def bounds(self, x, theta, q, radius):
+        return self.problem.bounds(self.back(x), theta, self.back(q), radius)
+
+
 @eqx.filter_jit
 def _measure(problem, theta, x, distance, key):
     """Everything at x displaced by `distance` in a random direction: (declared, measured) by name, and differences."""
@@ -89,6 +111,11 @@ def _measure(problem, theta, x, distance, key):
     d, v, q = (unit(optax.tree.random_like(k, x, jax.random.normal)) for k in keys[:3])
     w = unit(optax.tree.random_like(keys[3], theta, jax.random.normal))
     x = optax.tree.add_scale(x, distance, d)
+    smallest, largest, _ = lanczos(lambda v: hessian_product(problem, x, theta, v), x, 2 * STEPS)
+    if (metric := problem.constants(theta).metric) is not None:  # of all that is declared only L stays Euclidean
+        problem = _InMetric(problem, jax.tree.map(jax.lax.rsqrt, metric))
+        x = jax.tree.map(jnp.divide, x, problem.root)
+        smallest, _, _ = lanczos(lambda v: hessian_product(problem, x, theta, v), x, 2 * STEPS)
     constants, bounds = problem.constants(theta), problem.bounds(x, theta, q, jnp.zeros_like(distance))
 
     def H(x, v):
@@ -111,7 +138,6 @@ def _measure(problem, theta, x, distance, key):
 
     cube, (left, right) = jax.lax.fori_loop(0, STEPS, power, (v, (v, w)))
     cross = optax.tree.norm(along(lambda x: J(x, right), left))
-    smallest, largest, _ = lanczos(lambda v: H(x, v), x, 2 * STEPS)
     g_x, g_theta = (jax.grad(problem.upper, k) for k in (0, 1))
     g_low, g_high, _ = lanczos(lambda v: along(lambda x: g_x(x, theta), v), x, STEPS)
     pairs = {

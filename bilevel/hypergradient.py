@@ -77,7 +77,7 @@ def evaluate(
     if (L_upper := constants.L_upper) is None:
         directions = ball_directions(lower.x, g_x, lower.x)
         L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, lower.x, lower.error, directions)
-    norm_g_x = optax.tree.norm(g_x)
+    norm_g_x = inequalities.dual_norm(g_x, constants.metric)
     size, u = optax.tree.size(lower.x), inequalities.unit_roundoff(value.dtype)
     error = inequalities.value_error(norm_g_x, lower.error, L_upper, value, size, u)
     # a convex g lies above its tangent at x: below g(x) the quadratic term is not needed
@@ -106,6 +106,7 @@ def differentiate(
     solution = conjugate_gradients(
         lambda v: hessian_product(problem, x, theta, v),
         g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
+        metric=constants.metric,
     )  # fmt: skip
     q = solution.q
     z = optax.tree.sub(g_theta, cross_transpose_product(problem, x, theta, q))

@@ -10,7 +10,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .bounds import rounding
+from .bounds import dual_norm, rounding
 
 Scalar = Float[Array, ""]
 Vector = PyTree[Float[Array, "..."]]
@@ -36,16 +36,18 @@ def cg_iterations(
     L: Scalar,
     u: float,
     max_products: Int[Array, ""],
+    metric: Vector | None = None,
 ) -> tuple[Vector, Int[Array, ""], Bool[Array, ""]]:
-    """Conjugate gradients for H q = b from q with r = b - H q, until the recursive ||r|| <= target(q).
+    """Conjugate gradients for H q = b from q with r = b - H q, until the recursive ||r|| <= target(q), in the metric.
 
     Returns q, the products spent, and whether a direction p with p^T H p < mu ||p||^2 (beyond rounding) was met: it
     disproves the declared mu and stops the iteration before the step along it.
     """
 
     def unfinished(carry):
-        q, _, _, rr, products, bad = carry
-        return (jnp.sqrt(rr) > target(q)) & (products < max_products) & ~bad
+        q, r, _, rr, products, bad = carry
+        norm = jnp.sqrt(rr) if metric is None else dual_norm(r, metric)
+        return (norm > target(q)) & (products < max_products) & ~bad
 
     def step(carry):
         q, r, p, rr, products, _ = carry
@@ -73,8 +75,11 @@ def conjugate_gradients(
     L: Scalar,
     u: float,
     max_products: Int[Array, ""],
+    metric: Vector | None = None,
 ) -> LinearSolution:
     """Solve H q = b until ||H q - b|| + u (L ||q|| + ||b||) <= delta, from q0, for symmetric H >= mu.
+
+    With a metric W the residual is measured in the norm of W^-1.
 
     The recursive residual of CG drifts from the true one, so convergence is only believed of a residual computed
     afresh; if that one disagrees the iteration restarts from it, until restarting gains nothing (the dtype's floor).
@@ -93,12 +98,12 @@ def conjugate_gradients(
     def restart(carry):
         q, previous, products, rounds, bad, _ = carry
         r = optax.tree.sub(b, product(q))
-        residual, products = optax.tree.norm(r), products + 1
+        residual, products = dual_norm(r, metric), products + 1
         # CG's slack: its recursion stops a hair below the target, the true residual may sit a hair above
         met = residual <= target(q) * (1 + 1e-6)
         done = met | bad | (products >= max_products) | ~(residual <= previous / 2) | (rounds >= MAX_ROUNDS)
         left = jnp.where(done, 0, max_products - 1 - products)
-        q, spent, now_bad = cg_iterations(product, q, r, target, mu=mu, L=L, u=u, max_products=left)
+        q, spent, now_bad = cg_iterations(product, q, r, target, mu=mu, L=L, u=u, max_products=left, metric=metric)
         return q, residual, products + spent, rounds + 1, bad | now_bad, done
 
     zero, false = jnp.asarray(0, jnp.int32), jnp.asarray(False)

@@ -111,7 +111,9 @@ class CertifiedBacktracking(AbstractLineSearch):
     max_backtracks: int = 10
 
     def allowance(self, work):
-        return max(50, 2 * work)  # rejecting is always safe, and a step far too long would cost a thousand good ones
+        # Rejecting is always safe, and a step far too long would cost a thousand good ones; but 250 is what a lower
+        # level of condition 1e3 takes an accelerated method from anywhere, and a good long step may need as much.
+        return max(250, 2 * work)
 
     def init(self, norm, size):
         return super().init(norm, size)._replace(allowed=self.max_backtracks)

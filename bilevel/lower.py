@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from .bounds import lower_error, rounding, unit_roundoff
+from .bounds import dual_norm, lower_error, rounding, unit_roundoff
 from .krylov import lanczos
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
 from .results import RESULTS
@@ -27,7 +27,8 @@ Count = Int[Array, ""]
 class LowerSolution(eqx.Module):
     """`x`, a bound `error` >= ||x - xhat||, the `result`, and what it cost.
 
-    `residual` is ||rho||; `mu`, `L` are the constants used; `certified` says that mu was declared, not estimated.
+    `residual` is ||rho||, in the metric if there is one; `mu`, `L` are the constants used; `certified` says that mu was
+    declared, not estimated.
     """
 
     x: Vector
@@ -48,6 +49,7 @@ class LowerLevel(eqx.Module):
     theta: Vector
     mu: Scalar
     goal: Scalar
+    metric: Vector | None
     max_cost: Count
     u: float = eqx.field(static=True)
     L_known: bool = eqx.field(static=True)
@@ -60,11 +62,15 @@ class LowerLevel(eqx.Module):
 
 
 class Iterate(eqx.Module):
-    """x with its gradient rho, and what a method remembers. L is the declared constant, or the largest secant seen."""
+    """x with its gradient rho, and what a method remembers. L is the declared constant, or the largest secant seen.
+
+    `residual` is ||rho||, for the methods; `dual` the same in the problem's metric, for the certificate.
+    """
 
     x: Vector
     rho: Vector
     residual: Scalar
+    dual: Scalar
     L: Scalar
     lower_gradients: Count
     hessian_products: Count
@@ -89,8 +95,10 @@ class Iterate(eqx.Module):
         if not level.L_known:
             dx, drho = optax.tree.norm(optax.tree.sub(x, self.x)), optax.tree.norm(optax.tree.sub(rho, self.rho))
             L = jnp.where((drho > L * dx) & (dx > 0), drho / jnp.where(dx > 0, dx, 1), L)
+        norm = optax.tree.norm(rho)
+        dual = norm if level.metric is None else dual_norm(rho, level.metric)
         return Iterate(
-            x, rho, optax.tree.norm(rho), L, self.lower_gradients + 1, self.hessian_products + products,
+            x, rho, norm, dual, L, self.lower_gradients + 1, self.hessian_products + products,
             self.negative_curvature | negative_curvature, memory,
         )  # fmt: skip
 
@@ -140,11 +148,12 @@ def descend(
         mu = jnp.asarray(constants.mu, dtype)
     L = jnp.maximum(jnp.asarray(L if constants.L is None else constants.L, dtype), mu)
 
-    level = LowerLevel(problem, theta, mu, mu * eps, max_cost, u, constants.L is not None)
+    level = LowerLevel(problem, theta, mu, mu * eps, constants.metric, max_cost, u, constants.L is not None)
     start = Iterate(
         x0,
         rho,
         residual,
+        dual_norm(rho, constants.metric),
         L,
         jnp.asarray(1, jnp.int32),
         jnp.asarray(products, jnp.int32),
@@ -167,33 +176,33 @@ def descend(
 
         def decide():
             noise = floor(it)
-            return it.residual > jnp.maximum(mu * eps - noise, noise)
+            return it.dual > jnp.maximum(mu * eps - noise, noise)
 
         # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
-        far = it.residual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, terms, u))
+        far = it.dual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, terms, u))
         above = lax.cond(far, lambda: jnp.asarray(True), decide)
-        going = (it.cost < max_cost) & jnp.isfinite(it.residual) & ~stalled(it, since_best) & ~it.negative_curvature
+        going = (it.cost < max_cost) & jnp.isfinite(it.dual) & ~stalled(it, since_best) & ~it.negative_curvature
         return above & going & (mu > 0)
 
     def step(carry):
         it, best, since_best = carry
         it = solver.step(level, it)
-        return it, jnp.minimum(best, it.residual), jnp.where(it.residual < best, 0, since_best + 1)
+        return it, jnp.minimum(best, it.dual), jnp.where(it.dual < best, 0, since_best + 1)
 
-    it, _, since_best = lax.while_loop(unfinished, step, (start, residual, jnp.asarray(0, jnp.int32)))
+    it, _, since_best = lax.while_loop(unfinished, step, (start, start.dual, jnp.asarray(0, jnp.int32)))
 
     noise = floor(it)
-    error = jnp.where(mu > 0, lower_error(it.residual, noise, mu), jnp.inf)
+    error = jnp.where(mu > 0, lower_error(it.dual, noise, mu), jnp.inf)
     met = error <= eps * (1 + 8 * u)  # the loop's test and this one round apart
     result = RESULTS.where(met, RESULTS.converged, RESULTS.max_cost_reached)
     stuck = ~met & stalled(it, since_best)
     result = RESULTS.where(stuck, RESULTS.lower_stalled, result)
-    near_floor = it.residual <= noise * 100 * jnp.sqrt(it.L / mu)  # where a method may hover
-    at_floor = ~met & ((mu * eps < 2 * noise) & (it.residual <= noise) | stuck & near_floor)
+    near_floor = it.dual <= noise * 100 * jnp.sqrt(it.L / mu)  # where a method may hover
+    at_floor = ~met & ((mu * eps < 2 * noise) & (it.dual <= noise) | stuck & near_floor)
     result = RESULTS.where(at_floor, RESULTS.accuracy_floor, result)
     result = RESULTS.where(it.negative_curvature, RESULTS.not_strongly_convex, result)
-    result = RESULTS.where(jnp.isfinite(it.residual), result, RESULTS.non_finite)
+    result = RESULTS.where(jnp.isfinite(it.dual), result, RESULTS.non_finite)
     result = RESULTS.where(mu > 0, result, RESULTS.not_strongly_convex)
     return LowerSolution(
-        it.x, error, it.residual, result, mu, it.L, it.lower_gradients, it.hessian_products, constants.mu is not None
+        it.x, error, it.dual, result, mu, it.L, it.lower_gradients, it.hessian_products, constants.mu is not None
     )

@@ -29,6 +29,10 @@ class Constants(eqx.Module):
     - `rounding`: grad_x h is computed to u (L ||x|| + rounding), u the unit roundoff. The size of what it adds up
       beside H x, such as A^T b; left out unless such terms are larger than L ||x|| and cancel.
     - `convex_upper`: g is convex in x, which sharpens the lower end of the value interval.
+    - `metric`: weights W >= 1, a pytree like x, with H(x) >= mu diag(W) for every x. Distances in x are then measured
+      as ||v||_W = sqrt(sum W v^2) and gradients as ||r||_{W^-1} = sqrt(sum r^2 / W); every certificate holds as before
+      with these norms (eps >= ||x - xhat||_W >= ||x - xhat||), and gets sharper where W is large. The other constants,
+      and those of `Bounds`, may stay Euclidean (they are valid in the metric too) or be given in it.
     """
 
     mu: Bound = None
@@ -38,6 +42,7 @@ class Constants(eqx.Module):
     L_cross: Bound = None
     L_upper_theta: Bound = None
     rounding: Bound = None
+    metric: Vector | None = None
     convex_upper: bool = eqx.field(static=True, default=False)
 
 

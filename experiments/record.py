@@ -22,7 +22,6 @@ import bilevel
 from bilevel.descent import Info
 
 HERE = Path(__file__).parent
-CHECKPOINTS = HERE / "checkpoints"  # of runs that are not finished
 SHORT = 8  # thetas of at most so many numbers are written in every step
 PER_DECADE = 8  # a run is judged at most so often while its cost grows tenfold
 
@@ -32,10 +31,11 @@ class Log:
 
     def __init__(self, path: str | os.PathLike, *, fresh: bool = False):
         self.path = Path(path)
+        self.checkpoints = self.path.parent.parent / "checkpoints"  # of runs that are not finished
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             self.path.unlink(missing_ok=True)
-            for left in CHECKPOINTS.glob(f"{self.path.stem}, *.npz"):
+            for left in self.checkpoints.glob(f"{self.path.stem}, *.npz"):
                 left.unlink()
 
     def write(self, kind: str, run: str, **values: Any) -> None:
@@ -96,8 +96,8 @@ def solve(
     `judge(theta, x)`, not counted, measures what the method itself does not know (accuracy on a test set, the exact
     value) whenever the cost has grown by 10^(1/8) since the last time, and at the end.
     """
-    CHECKPOINTS.mkdir(exist_ok=True)
-    checkpoint = CHECKPOINTS / f"{log.path.stem}, {run}.npz"
+    log.checkpoints.mkdir(exist_ok=True)
+    checkpoint = log.checkpoints / f"{log.path.stem}, {run}.npz"
     resume = checkpoint.exists()
     if not resume:
         limits = {name: options[name] for name in ("tol", "max_cost", "max_steps", "bounds") if name in options}

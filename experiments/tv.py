@@ -1,19 +1,23 @@
 """min over theta  1/n sum 1/2 ||xhat_i(theta) - clean_i||^2,   xhat_i(theta) = argmin of the total-variation energy.
 
-The paper's setting (section 4.2 of arXiv 2308.10098): 25 Kodak images, grey, 96 x 96, noise 0.1, from theta = (-5, -5).
-Reads kodak/ in the folder that BILEVEL_DATA names: `make tv BILEVEL_DATA=folder`. `--packaged` takes the photographs
-inside scikit-image and scikit-learn instead, `--resume` keeps the runs already in the log, `--draw` only draws.
+The paper's setting (section 4.2 of arXiv 2308.10098): 25 Kodak images, grey, 96 x 96, noise 0.1, theta = (log weight,
+log smoothing) from (-5, -5). Reads kodak/ in the folder that BILEVEL_DATA names, or else packaged photographs.
 
-Solves: the optimum, by BFGS on hypergradients to eps = 1e-9; maid() with defaults; maid() for 16 pairs of first
-accuracy and first step; fixed accuracies and HOAG's schedules on the same budget; maid() from bad starts.
+Solves: the optimum, by BFGS on hypergradients to eps = 1e-9; maid() with defaults, for the paper's ten first
+accuracies, for 16 pairs of first accuracy and first step, and from bad starts; fixed accuracies and HOAG's schedules;
+and optimisers from elsewhere, derivative-free and quasi-Newton, over the same lower-level solver.
 """
 
-import argparse
 import itertools
-from types import SimpleNamespace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
+import counted
+import dfols
 import jax
 import numpy as np
+import record
 import scipy.optimize
 import style
 from matplotlib import pyplot as plt
@@ -26,36 +30,46 @@ from problems import data
 
 jax.config.update("jax_enable_x64", True)
 
-THETA0, TOL, BUDGET = (-5.0, -5.0), 1e-3, 15_000
-WITHIN = {0.02: 3000, 0.002: 15_000}  # maid(): how close to the optimal value, and the cost it may take
+THETA0, TOL, BUDGET, LONG = (-5.0, -5.0), 1e-3, 15_000, 60_000
+NEAR, NEARER = 0.02, 0.002  # how close to the optimal value
+TARGETS = {NEAR: 3000, NEARER: 15_000}  # the cost it may take maid()
+# fmt: off
+TEN = ((10, 100), (10, 0.01), (100, 100), (10, 20), (10, 0.1), (10, 10), (1, 1), (0.1, 0.1), (1e-3, 1e-3), (1e-5, 1e-5))
+# fmt: on
 ACCURACIES, STEPS, SIXTEEN_BUDGET = (1e2, 1.0, 1e-2, 1e-4), (1e-4, 1e-2, 1.0, 100.0), 3500
-BAD_STARTS, BAD_BUDGET = ((0.0, 0.0), (-10.0, -3.0), (2.0, -8.0)), 60_000
-JUDGED = 30  # at most so many points of a run without certificates are solved again to judge them
-OTHERS = {
-    "fixed 1e-1": bilevel.fixed_accuracy(1e-1),
-    "fixed 1e-3": bilevel.fixed_accuracy(1e-3),
-    "fixed 1e-5": bilevel.fixed_accuracy(1e-5),
+BAD_STARTS = ((0.0, 0.0), (-10.0, -3.0), (2.0, -8.0))
+FIXED = {"fixed 1e-1": 1e-1, "fixed 1e-3": 1e-3, "fixed 1e-5": 1e-5}
+HOAG = {
     "hoag geometric": bilevel.hoag(bilevel.Geometric(0.9)),
     "hoag quadratic": bilevel.hoag(bilevel.Polynomial(2)),
     "hoag cubic": bilevel.hoag(bilevel.Polynomial(3)),
 }
+ELSEWHERE = ("DFO-LS", "Nelder-Mead", "L-BFGS-B", "L-BFGS-B, jaxopt")
+BOX = (-7.0, 0.0)  # for the derivative-free ones; without it DFO-LS leaps to where the condition number is 1e6
+ACCURATE = 1e-5  # the one fixed accuracy of Nelder-Mead and L-BFGS-B
+JUDGE = 1e-7  # how accurately a theta is judged
 
 
-def plan() -> list[SimpleNamespace]:
-    """Every run: its name, method, start and options."""
+class Planned(NamedTuple):
+    """A run of one of this package's methods."""
 
-    def run(name, method, max_cost, theta0=THETA0, judge=False, **settings):
-        return SimpleNamespace(
-            name=name, method=method, theta0=theta0, max_cost=max_cost, judge=judge, settings=settings
-        )
+    method: bilevel.Method
+    max_cost: int
+    theta0: tuple[float, float] = THETA0
 
-    runs = [run("maid", bilevel.maid(), 60_000)]
-    runs += [
-        run(sixteen(eps, step), bilevel.maid(eps, eps, step), SIXTEEN_BUDGET, eps0=eps, step0=step)
-        for eps, step in itertools.product(ACCURACIES, STEPS)
-    ]
-    runs += [run(name, method, BUDGET, judge=True) for name, method in OTHERS.items()]
-    return runs + [run(bad(theta0), bilevel.maid(), BAD_BUDGET, theta0) for theta0 in BAD_STARTS]
+
+def plan() -> dict[str, Planned]:
+    runs = {"maid": Planned(bilevel.maid(), LONG)}
+    runs |= {ten(eps, delta): Planned(bilevel.maid(eps, delta), BUDGET) for eps, delta in TEN}
+    for eps, step in itertools.product(ACCURACIES, STEPS):
+        runs[sixteen(eps, step)] = Planned(bilevel.maid(eps, eps, step), SIXTEEN_BUDGET)
+    runs |= {name: Planned(bilevel.fixed_accuracy(eps), BUDGET) for name, eps in FIXED.items()}
+    runs |= {name: Planned(method, BUDGET) for name, method in HOAG.items()}
+    return runs | {bad(theta0): Planned(bilevel.maid(), LONG, theta0) for theta0 in BAD_STARTS}
+
+
+def ten(eps: float, delta: float) -> str:
+    return f"maid, eps0 {eps:g}, delta0 {delta:g}"
 
 
 def sixteen(eps: float, step: float) -> str:
@@ -66,213 +80,274 @@ def bad(theta0: tuple[float, float]) -> str:
     return "maid from ({:g}, {:g})".format(*theta0)
 
 
-def solve(source: str, log: style.Log) -> None:
-    """Every run that is not in the log yet."""
-    train, _ = data.denoising_set(source, sigma=0.1, seed=0)
+def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
+    """Every run that is not finished in the log."""
+    source, size, most = "photographs" if packaged else "kodak", 24 if smoke else 96, 300 if smoke else LONG
+    train, _ = data.denoising_set(source, sigma=0.1, seed=0, size=size)
     problem = problems.TotalVariation(train.clean, train.noisy)
-    config = {"source": source, "images": len(train.names), "size": problem.noisy.shape[-1], "sigma": 0.1, "seed": 0}
-    done = {name: run.config.get("max_cost") for name, run in style.read(log.path).items() if run.end is not None}
-    todo = [run for run in plan() if done.get(run.name) != run.max_cost]
-    bar = tqdm(total=sum(run.max_cost for run in todo), unit="products", disable=None)
-    if "optimum" not in done:
-        bar.set_description("optimum")
-        optimum(problem, log, config)
-    for run in todo:
-        bar.set_description(run.name)
-        spent = bar.n
+    config = {"source": source, "images": len(train.names), "size": size, "sigma": 0.1, "seed": 0}
 
-        def show(state, info, spent=spent):
-            bar.update(spent + state.counts.cost - bar.n)
-            bar.set_postfix_str(f"value {info.value:.5g}, |z| {info.gradient_norm:.1e}", refresh=False)
+    def judge(theta, x):
+        lower = bilevel.solve_lower(problem, theta, eps=JUDGE, x0=x)
+        return {"value": float(problem.upper(lower.x, theta))}
 
-        style.logged_solve(
-            log, run.name, config | run.settings, problem, np.array(run.theta0), run.method, callback=show,
-            extra=(lambda solution, thetas: judge(problem, solution, thetas)) if run.judge else None,
-            max_cost=run.max_cost, tol=TOL, progress=False, max_steps=100_000,
+    done = log.finished()
+    for name, run in (bar := tqdm([item for item in plan().items() if item[0] not in done], disable=None)):
+        bar.set_description(name)
+        record.solve(
+            log, name, config, problem, np.array(run.theta0), run.method, judge=judge,
+            max_cost=min(run.max_cost, most), tol=TOL, max_steps=100_000, progress=False,
         )  # fmt: skip
-        bar.update(spent + run.max_cost - bar.n)
-    bar.close()
-
     if "optimum" not in done:
-        theta = style.read(log.path)["optimum"].end["theta"]
-        shown = np.linspace(0, len(train.names) - 1, 4).astype(int)
-        images = {"clean": train.clean, "noisy": train.noisy}
-        for name, at in (("initial", THETA0), ("learnt", theta)):
-            images[name] = np.asarray(problem.denoise(np.array(at), train.noisy).x)
-        psnr = {f"psnr_{name}": data.psnr(x, train.clean) for name, x in images.items() if name != "clean"}
-        pictures = {name: (255 * x[shown].clip(0, 1)).round().astype(np.uint8) for name, x in images.items()}
-        np.savez_compressed(log.path.with_suffix(".npz"), **pictures, **psnr, shown=shown)
+        optimum(problem, log, config)
+    for name in (bar := tqdm([name for name in ELSEWHERE if name not in done], disable=None)):
+        bar.set_description(name)
+        if not smoke:
+            jax.clear_caches()  # so that each pays for what it compiles
+        elsewhere(name, problem, log, config, judge, min(BUDGET, most))
+
+    best = record.read(log.path)["optimum"].end["theta"]
+    images = {"clean": train.clean, "noisy": train.noisy}
+    for name, theta in (("initial", THETA0), ("learnt", best)):
+        images[name] = np.asarray(problem.denoise(np.array(theta), train.noisy).x)
+    psnr = {name: data.psnr(x, train.clean) for name, x in images.items() if name != "clean"}
+    log.write("config", "psnr")
+    log.write("end", "psnr", **{name: p.mean() for name, p in psnr.items()})
+    shown = np.linspace(0, len(train.names) - 1, 4).astype(int)
+    pictures = {name: (255 * x[shown].clip(0, 1)).round().astype(np.uint8) for name, x in images.items()}
+    psnr = {f"psnr_{name}": p[shown] for name, p in psnr.items()}
+    np.savez_compressed(log.path.with_suffix(".npz"), **pictures, **psnr)
 
 
-def optimum(problem: problems.TotalVariation, log: style.Log, config: dict) -> None:
+def optimum(problem: problems.TotalVariation, log: record.Log, config: dict) -> None:
     """The reference: BFGS over theta on hypergradients with eps = delta = 1e-9, and the certificate at its end."""
-    warm: dict = {"x0": None, "q0": None}
-    cost = 0
+    f, cost = counted.Gradient(problem, 1e-9), 0
 
-    def f(theta):
+    def told(theta):
         nonlocal cost
-        hg = bilevel.hypergradient(problem, theta, eps=1e-9, delta=1e-9, **warm)
-        warm.update(x0=hg.x, q0=hg.q)
-        cost += hg.counts.cost
-        return float(hg.value), np.asarray(hg.gradient)
+        answer = f(theta)
+        cost += answer.cost
+        return answer.told
 
-    found = scipy.optimize.minimize(f, np.array([-2.0, -4.5]), jac=True, method="BFGS", options={"gtol": 1e-8})
-    hg = bilevel.hypergradient(problem, found.x, eps=1e-9, delta=1e-9, **warm)
-    log.write("config", "optimum", method="BFGS", eps=1e-9, delta=1e-9, **config, **style.environment())
+    found = scipy.optimize.minimize(told, np.array([-2.0, -4.5]), jac=True, method="BFGS", options={"gtol": 1e-8})
+    hg = bilevel.hypergradient(problem, found.x, eps=f.eps, delta=f.eps, **f.warm)
+    log.write("config", "optimum", method="BFGS", eps=f.eps, delta=f.eps, **config, **record.environment())
     log.write(
         "end", "optimum", theta=found.x, value=hg.value, value_error=hg.value_error,
         gradient_norm=np.linalg.norm(hg.gradient), gradient_error=hg.gradient_error, certified=hg.certified,
-        inverse_hessian=found.hess_inv, evaluations=found.nfev, cost=cost, result=str(bilevel.RESULTS[hg.result]),
+        evaluations=found.nfev, cost=cost, result=str(bilevel.RESULTS[hg.result]),
     )  # fmt: skip
 
 
-def judge(problem: problems.TotalVariation, solution: bilevel.Solution, thetas: list[np.ndarray]) -> dict:
-    """f at some theta_k of a run whose own values are too inexact to judge it by; solved to eps = 1e-5, not counted."""
-    n = len(solution.history["cost"])
-    which = np.unique(np.geomspace(1, n, JUDGED).round().astype(int)) - 1
-    values, x = [], problem.noisy
-    for k in which:
-        x = bilevel.solve_lower(problem, thetas[k], eps=1e-5, x0=x).x
-        values.append(float(problem.upper(x, thetas[k])))
-    return {"judged": which, "judged_value": values}
+def elsewhere(name: str, problem: problems.TotalVariation, log: record.Log, config: dict, judge, max_cost: int) -> None:
+    """An optimiser from elsewhere. Its settings are the best we found in a few trials."""
+    theta0, box, minimise = np.array(THETA0), np.full((2, 2), BOX), scipy.optimize.minimize
+    match name:
+        case "DFO-LS":
+            # Dynamic accuracy: eps follows the trust-region radius, which the package tells to whoever decides how
+            # many samples to average. What it evaluated loosely it keeps; the method in the literature asks again.
+            answer, settings = counted.Residuals(problem, 1.0), {"eps": "0.1 min(radius, 1/2)^2"}
+
+            def one_sample(radius, *_):
+                answer.eps = 0.1 * min(radius, 0.5) ** 2
+                return 1
+
+            def optimise(f):
+                return dfols.solve(f, theta0, bounds=tuple(box.T), nsamples=one_sample, rhoend=1e-4, do_logging=False)
+
+        case "Nelder-Mead":
+            answer, settings = counted.Value(problem, ACCURATE), {"eps": ACCURATE}
+            optimise = partial(minimise, x0=theta0, method=name, bounds=box, options={"xatol": 1e-4, "fatol": 1e-7})
+        case _:
+            jaxopt = name != "L-BFGS-B"
+            answer = counted.Implicit(problem, theta0, ACCURATE) if jaxopt else counted.Gradient(problem, ACCURATE)
+            settings = {"eps": ACCURATE}
+            optimise = partial(minimise, x0=theta0, jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": TOL})
+    counted.run(log, name, config | settings, answer, optimise, judge=judge, max_cost=max_cost, max_seconds=120)
 
 
-def excess(run: style.Run, best: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cost, and how far above the optimal value: the certified upper end, or the value solved again where there is."""
-    if run.end.get("judged"):
-        which = np.array(run.end["judged"])
-        return run.steps["cost"][which], np.array(run.end["judged_value"]) - best
-    return run.steps["cost"], run.steps["value"] + run.steps["value_error"] - best
+class Curve(NamedTuple):
+    """How far f is above the optimum, at what cost and after how many seconds."""
+
+    cost: np.ndarray
+    seconds: np.ndarray
+    above: np.ndarray
+
+    def to(self, within: float, what: str = "cost") -> float:
+        """What it took to come so close first; infinite if it never did."""
+        reached = np.flatnonzero(self.above <= within)
+        return float(getattr(self, what)[reached[0]]) if len(reached) else np.inf
+
+    def at(self, cost: float) -> float:
+        """How far above at that cost."""
+        return float(self.above[np.flatnonzero(self.cost <= cost)[-1]])
 
 
-def cost_to(run: style.Run, best: float, within: float) -> float:
-    """The cost at which the run first came within so much of the optimal value; infinite if it never did."""
-    cost, above = excess(run, best)
-    reached = np.flatnonzero(above <= within)
-    return float(cost[reached[0]]) if len(reached) else np.inf
+def curve(run: record.Run, best: float) -> Curve:
+    """Wherever that is known to a tenth from the run's own interval, whose upper end counts, or where it was judged."""
+    steps, judged = run.steps, run.judged
+    known = np.zeros(len(steps["k"]), bool)
+    upper = np.full(len(known), np.nan)
+    if "value_error" in steps:
+        upper = steps["value"] + steps["value_error"] - best
+        known = steps["value_error"] <= 0.1 * upper
+    when = np.searchsorted(steps["k"], judged["k"])
+    cost, seconds = (np.concatenate([steps[key][known], steps[key][when]]) for key in ("cost", "seconds"))
+    if "value_error" in steps:  # the judge saw theta_k before its gradient was known
+        cost[known.sum() :] = judged["cost"]
+    above = np.concatenate([upper[known], judged["value"] - best])
+    order = np.argsort(seconds if np.isnan(cost).any() else cost, kind="stable")
+    return Curve(cost[order], seconds[order], above[order])
 
 
-def report(runs: dict[str, style.Run]) -> None:
+def report(runs: dict[str, record.Run]) -> None:
     """The tables, from the log alone."""
-    best = runs["optimum"].end
-    f = best["value"]
-    print(f"Optimum at ({best['theta'][0]:.5f}, {best['theta'][1]:.5f}): {f:.8f} +- {best['value_error']:.0e}, norm of "
-          f"the gradient {best['gradient_norm']:.0e} +- {best['gradient_error']:.0e}\n")  # fmt: skip
+    best, psnr = runs["optimum"].end, runs["psnr"].end
+    curves = {name: curve(run, best["value"]) for name, run in runs.items() if len(run.judged)}
+    print(f"Optimum at ({best['theta'][0]:.5f}, {best['theta'][1]:.5f}): {best['value']:.8f} +- "
+          f"{best['value_error']:.0e}, norm of the gradient {best['gradient_norm']:.0e} +- "
+          f"{best['gradient_error']:.0e}")  # fmt: skip
+    print(
+        "Mean PSNR: {noisy:.2f} dB noisy, {initial:.2f} dB at (-5, -5), {learnt:.2f} dB at the optimum\n".format(**psnr)
+    )
 
     def ends(name):
-        end = runs[name].end
-        known = end["gradient_norm"] is not None  # not where the budget ended before it was
-        interval = f"{end['gradient_norm']:.1e} +- {end['gradient_error']:.0e}" if known else "unknown"
-        return f"{end['value'] - f:.1e}", interval, end["cost"], end["steps"], f"{end['seconds']:.0f}"
+        run = runs[name]
+        norm, error = run.end.get("gradient_norm"), run.end.get("gradient_error")
+        interval = "-" if norm is None or error is None else f"{norm:.1e} +- {error:.0e}"
+        cost = "-" if run.end["cost"] is None else f"{run.end['cost']:.0f}"
+        return f"{run.judged['value'][-1] - best['value']:.1e}", interval, cost, run.end.get("steps", "-")
 
-    shown = ("maid", *OTHERS)
-    header = ("from (-5, -5)", *(f"cost to {w}" for w in WITHIN), "above at end", "gradient at end", "cost", "steps",
-              "s", f"tol {TOL:g}")  # fmt: skip
-    rows = [
-        (name, *(f"{cost_to(runs[name], f, w):.0f}" for w in WITHIN), *ends(name),
-         "met" if runs[name].end["converged"] else "no") for name in shown
-    ]  # fmt: skip
-    print(style.table(header, rows))
-    print(f"targets for maid: {', '.join(f'{w} within a cost of {cost}' for w, cost in WITHIN.items())}\n")
+    def took(name, what="cost"):
+        return [number(curves[name].to(within, what), what) for within in TARGETS]
+
+    methods = ("maid", *FIXED, *HOAG)
+    heads = [f"cost to {w}" for w in TARGETS]
+    end_heads = ("above at end", "gradient at end", "cost", "steps")
+    rows = [(name, *took(name), *ends(name), "met" if runs[name].end["converged"] else "no") for name in methods] + [
+        (name, *took(name), *ends(name), "-") for name in ELSEWHERE
+    ]
+    print(record.table(("from (-5, -5)", *heads, *end_heads, f"tol {TOL:g}"), rows))
+    print(f"aim for maid: {', '.join(f'{within} within {cost}' for within, cost in TARGETS.items())}\n")
 
     rows = [
-        (f"eps0 = delta0 = {eps:g}", *(f"{cost_to(runs[sixteen(eps, step)], f, 0.02):.0f}" for step in STEPS))
+        (name, *took(name, "seconds"), f"{runs[name].end['seconds']:.1f}", f"{runs[name].end['compile_seconds']:.1f}")
+        for name in ("maid", "hoag geometric", *ELSEWHERE)
+    ]
+    print(record.table(("seconds", *(f"to {w}" for w in TARGETS), "at the end", "compiling"), rows) + "\n")
+
+    rows = [(f"eps0 {e:g}, delta0 {d:g}", *took(ten(e, d)), *ends(ten(e, d))[:3:2]) for e, d in TEN]
+    print(record.table(("the paper's ten", *heads, "above at end", "cost"), rows) + "\n")
+
+    rows = [
+        (f"eps0 = delta0 = {eps:g}", *(number(curves[sixteen(eps, step)].to(NEAR)) for step in STEPS))
         for eps in ACCURACIES
     ]
-    print(style.table(("cost to 0.02", *(f"step {step:g}" for step in STEPS)), rows))
-    costs = [cost_to(runs[sixteen(eps, step)], f, 0.02) for eps in ACCURACIES for step in STEPS]
-    print(f"target: each within {SIXTEEN_BUDGET}; {sum(np.isfinite(costs))} of 16 are, worst {max(costs):.0f}\n")
+    print(record.table((f"cost to {NEAR}", *(f"step {step:g}" for step in STEPS)), rows))
+    print(f"aim: each within {SIXTEEN_BUDGET}\n")
+
+    def spread(names, within):
+        costs = [curves[name].to(within) for name in names]
+        factor = f", factor {max(costs) / min(costs):.2g}" if np.isfinite(max(costs)) else ""
+        return f"{number(min(costs))} to {number(max(costs))}{factor}"
+
+    tens, sixteens = [ten(*pair) for pair in TEN], [sixteen(*pair) for pair in itertools.product(ACCURACIES, STEPS)]
+    rows = [(f"ten eps0, delta0: cost to {within}", spread(tens, within)) for within in TARGETS]
+    rows.append((f"sixteen eps0 = delta0, steps: cost to {NEAR}", spread(sixteens, NEAR)))
+    for name in FIXED:
+        cost, maid = curves[name].cost[-1], curves["maid"]
+        stops = f"{curves[name].above[-1]:.1e} above at a cost of {cost:.0f}"
+        rows.append(
+            (f"{name} stops", f"{stops}; maid is {maid.at(cost):.1e} above there, {maid.above[-1]:.1e} at its end")
+        )
+    print(record.table(("the paper's claims", "measured"), rows) + "\n")
 
     rows = []
     for theta0 in BAD_STARTS:
-        end = runs[bad(theta0)].end
-        theta = "({:.4f}, {:.4f})".format(*end["theta"])
-        rows.append((bad(theta0), theta, f"{cost_to(runs[bad(theta0)], f, 0.02):.0f}", *ends(bad(theta0))))
-    print(style.table(("bad starts", "theta", "cost to 0.02", *header[3:8]), rows))
-    for theta0 in BAD_STARTS:
-        print(f"{bad(theta0)}: {runs[bad(theta0)].end['result']}")
+        theta = "({:.4f}, {:.4f})".format(*runs[bad(theta0)].end["theta"])
+        rows.append((bad(theta0), theta, took(bad(theta0))[0], *ends(bad(theta0))))
+    print(record.table(("bad starts", "theta", heads[0], *end_heads), rows))
+    print("\n".join(f"{bad(theta0)}: {runs[bad(theta0)].end['result']}" for theta0 in BAD_STARTS))
 
 
-def draw(runs: dict[str, style.Run], name: str) -> None:
+def number(value: float, what: str = "cost") -> str:
+    return "never" if np.isinf(value) else "-" if np.isnan(value) else f"{value:.{1 if what == 'seconds' else 0}f}"
+
+
+def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     """The figures, from the log and the pictures beside it."""
     style.use()
-    f = runs["optimum"].end["value"]
+    best = runs["optimum"].end
+    curves = {name: curve(run, best["value"]) for name, run in runs.items() if len(run.judged)}
     cost_label = "cost: gradients and products of the lower level"
 
+    def plot(axes, name, **settings):
+        axes.plot(curves[name].cost, np.maximum(curves[name].above, 1e-8), **settings)
+        axes.set(xscale="log", yscale="log", xlabel=cost_label)
+
+    def save(figure, name):
+        style.save(figure, figures.with_name(f"{figures.name}_{name}.png"))
+
+    figure, axes = plt.subplots(1, 2, figsize=(12.4, 4.8), sharex=True, sharey=True)
+    sides = {
+        "the same descent, other accuracies": ("maid", *FIXED, *HOAG),
+        "optimisers from elsewhere": ("maid", *ELSEWHERE[:3]),
+    }
+    for a, (title, names) in zip(axes, sides.items(), strict=True):
+        for name in names:
+            maid = name == "maid"
+            plot(a, name, color=style.COLOURS[name], label=name, lw=2.6 if maid else 1.6, zorder=3 if maid else 2)
+        a.set(title=f"Total variation from $\\theta$ = (-5, -5): {title}", xlim=(30, None))
+        a.legend(loc="lower left")
+    axes[0].set(ylabel="value above the optimum")
+    save(figure, "methods")
+
     figure, a = plt.subplots(figsize=(8.6, 4.8))
-    for method in ("maid", *OTHERS):
-        cost, above = excess(runs[method], f)
-        wide = method == "maid"
-        a.plot(cost, np.maximum(above, 1e-9), color=style.COLOURS[method], label=method, lw=2.6 if wide else 1.6,
-               zorder=3 if wide else 2)  # fmt: skip
-    a.plot(list(WITHIN.values()), list(WITHIN), "v", color=style.INK, ms=7, ls="", zorder=4, label="maid at the latest")
-    a.set(xscale="log", yscale="log", xlabel=cost_label, ylabel="value above the optimum", xlim=(30, None),
-          title="Total variation, from $\\theta$ = (-5, -5)")  # fmt: skip
+    for pair, colour in zip(TEN, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(TEN))), strict=True):
+        plot(a, ten(*pair), color=colour, lw=1.5, label="$\\epsilon_0$ = {:g}, $\\delta_0$ = {:g}".format(*pair))
+    a.set(ylabel="value above the optimum", xlim=(30, None), title="maid(): the paper's ten first accuracies, one end")
     a.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    style.save(figure, style.HERE / "figures" / f"{name}_methods.png")
+    save(figure, "ten")
 
     # the 16 runs: colour says the first accuracy, line style the first step
     shades = dict(zip(ACCURACIES, plt.get_cmap("viridis")([0.05, 0.35, 0.6, 0.85]), strict=True))
     dashes = dict(zip(STEPS, (":", "-.", "--", "-"), strict=True))
-    keys = [Line2D([], [], color=c, label=f"eps0 = delta0 = {eps:g}") for eps, c in shades.items()]
+    keys = [Line2D([], [], color=c, label=f"$\\epsilon_0$ = $\\delta_0$ = {eps:g}") for eps, c in shades.items()]
     keys += [Line2D([], [], color=style.INK, ls=ls, label=f"step {step:g}") for step, ls in dashes.items()]
-    pairs = [(runs[sixteen(eps, step)], shades[eps], dashes[step]) for eps in ACCURACIES for step in STEPS]
+    pairs = [(sixteen(eps, step), {"color": shades[eps], "ls": dashes[step]}) for eps in ACCURACIES for step in STEPS]
 
     figure, a = plt.subplots(figsize=(8.6, 4.8))
-    for run, colour, ls in pairs:
-        a.plot(*excess(run, f), color=colour, ls=ls, lw=1.5)
-    a.axhline(0.02, color=style.INK, lw=0.8)
-    a.axvline(SIXTEEN_BUDGET, color=style.INK, lw=0.8)
-    a.set(xscale="log", yscale="log", xlabel=cost_label, ylabel="value above the optimum", xlim=(50, None),
-          title="maid(): sixteen first accuracies and steps, one end")  # fmt: skip
+    for name, look in pairs:
+        plot(a, name, lw=1.5, **look)
+    a.axhline(NEAR, color=style.INK, lw=0.8)
+    a.set(
+        ylabel="value above the optimum", xlim=(50, None), title="maid(): sixteen first accuracies and steps, one end"
+    )
     a.legend(handles=keys, loc="upper left", bbox_to_anchor=(1, 1))
-    style.save(figure, style.HERE / "figures" / f"{name}_sixteen.png")
+    save(figure, "sixteen")
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharex=True, sharey=True)
     for a, key, title in zip(axes, ("eps", "delta"), ("$\\epsilon$: lower level", "$\\delta$: adjoint"), strict=True):
-        for run, colour, ls in pairs:
-            a.plot(run.steps["cost"], run.steps[key], color=colour, ls=ls, lw=1.4)
+        for name, look in pairs:
+            a.plot(runs[name].steps["cost"], runs[name].steps[key], lw=1.4, **look)
         a.set(xscale="log", yscale="log", xlabel=cost_label, title=f"{title}, as reached")
     axes[1].legend(handles=keys, loc="upper left", bbox_to_anchor=(1, 1))
-    style.save(figure, style.HERE / "figures" / f"{name}_accuracies.png")
+    save(figure, "accuracies")
 
-    pictures = dict(np.load(style.HERE / "logs" / f"{name}.npz"))
-    shown = pictures["shown"]
-    figure, axes = plt.subplots(len(shown), 4, figsize=(8.4, 8.9))
+    pictures = dict(np.load(beside.with_suffix(".npz")))
     labels = {
         "noisy": "noisy",
         "initial": "$\\theta$ = ({:g}, {:g})".format(*THETA0),
-        "learnt": "optimum ({:.2f}, {:.2f})".format(*runs["optimum"].end["theta"]),
+        "learnt": "optimum ({:.2f}, {:.2f})".format(*best["theta"]),
         "clean": "clean",
     }
+    figure, axes = plt.subplots(len(pictures["clean"]), 4, figsize=(8.4, 8.9))
     for i, row in enumerate(axes):
         for a, (key, label) in zip(row, labels.items(), strict=True):
-            quality = "" if key == "clean" else f"{pictures[f'psnr_{key}'][shown[i]]:.1f} dB"
+            quality = "" if key == "clean" else f"{pictures[f'psnr_{key}'][i]:.1f} dB"
             style.picture(a, pictures[key][i] / 255, f"{label}\n{quality}" if i == 0 else quality)
-    style.save(figure, style.HERE / "figures" / f"{name}_pictures.png")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The paper's total-variation experiment.")
-    parser.add_argument("--packaged", action="store_true", help="learn from the photographs of scikit-image and -learn")
-    parser.add_argument("--resume", action="store_true", help="keep the runs that are in the log")
-    parser.add_argument("--draw", action="store_true", help="tables and figures from the log, without solving")
-    arguments = parser.parse_args()
-    name = "tv_packaged" if arguments.packaged else "tv"
-    log = style.Log(style.HERE / "logs" / f"{name}.jsonl", fresh=not (arguments.resume or arguments.draw))
-    if not arguments.draw:
-        try:
-            solve("photographs" if arguments.packaged else "kodak", log)
-        except FileNotFoundError as error:
-            message = f"{error}\nOr learn from the packaged photographs: python experiments/tv.py --packaged"
-            raise SystemExit(message) from None
-    runs = {key: run for key, run in style.read(log.path).items() if run.end is not None}
-    if missing := [run.name for run in plan() if run.name not in runs]:
-        raise SystemExit(f"Not in the log yet: {', '.join(missing)}. Run without --draw, with --resume.")
-    report(runs)
-    draw(runs, name)
-    print(f"\nFigures: experiments/figures/{name}_{{methods,sixteen,accuracies,pictures}}.png")
+    save(figure, "pictures")
 
 
 if __name__ == "__main__":
-    main()
+    record.main("tv", "The paper's total-variation experiment.", solve, report, draw, needs=data.kodak)

@@ -9,9 +9,11 @@ theta's shape says what is shared: () one penalty in all, (1, classes) one per c
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
@@ -39,10 +41,12 @@ class LogisticRegression(AbstractProblem):
     y: Int[Array, " n"]
     A_valid: Float[Array, "n_valid features"]
     y_valid: Int[Array, " n_valid"]
-    classes: int
-    # constants of the data: lambda_max(A^T A / n), the same on validation data, max ||a_i||
-    gram: Float[Array, ""]
-    gram_valid: Float[Array, ""]
+    classes: int = eqx.field(static=True)
+    # of the data: A^T A / n and its norm, the same on validation data, max ||a_i||
+    gram: Float[Array, "features features"]
+    gram_valid: Float[Array, "features features"]
+    gram_norm: Float[Array, ""]
+    gram_valid_norm: Float[Array, ""]
     longest: Float[Array, ""]
 
     def __init__(self, train_features: Any, train_labels: Any, valid_features: Any, valid_labels: Any):
@@ -57,7 +61,8 @@ class LogisticRegression(AbstractProblem):
         self.classes = int(max(self.y.max(), self.y_valid.max())) + 1
         if self.classes < 2:
             raise ValueError("all labels are 0: logistic regression needs at least two classes, 0 ... classes - 1")
-        self.gram, self.gram_valid = _gram_norm(self.A), _gram_norm(self.A_valid)
+        self.gram, self.gram_norm = _gram(self.A)
+        self.gram_valid, self.gram_valid_norm = _gram(self.A_valid)
         self.longest = jnp.sqrt(jnp.max(jnp.sum(self.A**2, axis=1)))
 
     def lower(self, x: Weights, theta: Penalties) -> Float[Array, ""]:
@@ -74,32 +79,44 @@ class LogisticRegression(AbstractProblem):
         return jnp.zeros((self.A.shape[1], self.classes), self.A.dtype)
 
     def constants(self, theta: Penalties) -> Constants:
-        """mu = min e^theta,  L = lambda_max(A^T A / n) / 2 + max e^theta,  L_J = max e^theta,
-        L_H = C max ||a_i|| lambda_max(A^T A / n),  L_g = lambda_max(A_v^T A_v / n_v) / 2."""
-        penalty = jnp.exp(theta)
+        """mu = min e^theta,  metric W = e^theta / mu,  L = lambda_max(A^T A / n) / 2 + max e^theta,  L_J = mu,
+        L_H = C max ||a_i|| lambda_W(A^T A / n),  L_g = lambda_W(A_v^T A_v / n_v) / 2.
+
+        H >= diag(e^theta), so distances are measured with these weights: a tiny penalty then costs the certificate
+        what its own feature can do, not what the strongest one can. lambda_W(G): the largest eigenvalue of
+        W_c^{-1/2} G W_c^{-1/2} over the classes c.
+        """
+        penalty = self._penalty(theta)
+        mu = jnp.min(penalty)
+        metric = penalty / mu
         return Constants(
-            mu=jnp.min(penalty),
-            L=HALF * self.gram + jnp.max(penalty),
-            L_upper=HALF * self.gram_valid,
+            mu=mu,
+            L=HALF * self.gram_norm + jnp.max(penalty),
+            L_upper=HALF * _weighted_norm(self.gram_valid, self.gram_valid_norm, metric),
             L_upper_theta=0.0,
-            L_hessian=C * self.longest * self.gram,
-            L_cross=jnp.max(penalty),
+            L_hessian=C * self.longest * _weighted_norm(self.gram, self.gram_norm, metric),
+            L_cross=mu,
+            metric=metric,
             convex_upper=True,
         )
 
     def bounds(self, x: Weights, theta: Penalties, q: Weights, radius: Float[Array, ""]) -> Bounds:
-        """||J|| = max_j e^{theta_j} ||W_j||, the norm over the weights that share penalty j, M_J the same with q,
-        M_H = C lambda_max(A^T A / n) max_i ||a_i^T q||.
+        """||J|| = max_j sqrt(mu e^{theta_j}) ||W_j||, the norm over the weights that share penalty j, M_J the same
+        with q, M_H = C lambda_W(A^T A / n) max_i ||a_i^T q||, L_J = mu; all in the metric of `constants`.
 
-        J maps theta_j to e^{theta_j} W on the weights of j and is zero elsewhere: its columns are orthogonal.
+        J maps theta_j to e^{theta_j} W_j and is zero elsewhere: its columns are orthogonal, and the metric's weight on
+        them is e^{theta_j} / mu.
         """
-        penalty = jnp.exp(theta)
+        penalty = self._penalty(theta)
+        mu = jnp.min(penalty)
+        root = jnp.sqrt(mu * jnp.exp(theta))
         return Bounds(
-            J=jnp.max(penalty * _shared_norm(x, theta)),
-            M_H=C * self.gram * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
-            M_J=jnp.max(penalty * _shared_norm(q, theta)),
-            L_J=jnp.max(penalty),
-        )
+            J=jnp.max(root * _shared_norm(x, theta)),
+            M_H=C * _weighted_norm(self.gram, self.gram_norm, penalty / mu)
+            * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
+            M_J=jnp.max(root * _shared_norm(q, theta)),
+            L_J=mu,
+        )  # fmt: skip
 
     def accuracy(self, x: Weights, features: Float[Array, "m features"], labels: Int[Array, " m"]) -> Float[Array, ""]:
         """The share of `labels` that the largest score names, in [0, 1]."""
@@ -127,10 +144,31 @@ def _cross_entropy(scores, labels):
     return jnp.mean(jax.nn.logsumexp(scores, axis=1) - chosen)
 
 
-def _gram_norm(A):
-    """lambda_max(A^T A / n) from the small Gram matrix, moved up by what its rounding can hide."""
-    gram = jnp.linalg.eigvalsh(A.T @ A / A.shape[0])[-1]
-    return gram * (1 + 4 * A.shape[1] * jnp.finfo(A.dtype).eps)
+def _gram(A):
+    """G = A^T A / n and its largest eigenvalue, moved up by what its rounding can hide."""
+    gram = A.T @ A / A.shape[0]
+    return gram, jnp.linalg.eigvalsh(gram)[-1] * (1 + 4 * A.shape[1] * jnp.finfo(A.dtype).eps)
+
+
+def _weighted_norm(gram, norm, metric, iterations=20):
+    """At least the largest eigenvalue of W_c^{-1/2} G W_c^{-1/2} over the columns W_c of the metric, W >= 1.
+
+    For any s > 0 the spectral radius of M is at most max_j (|M| s)_j / s_j (Collatz 1942); s nears the eigenvector of
+    |M|, which is M where the features are not negative. Elsewhere ||G|| may be the smaller bound: W >= 1.
+    """
+    size, root = jnp.abs(gram), 1 / jnp.sqrt(metric)
+
+    def product(s):
+        return root * (size @ (root * s))
+
+    def step(_, s):
+        s = product(s) + 1e-2 * norm * s  # the shift keeps s positive
+        return s / jnp.max(s, axis=0, keepdims=True)
+
+    s = lax.fori_loop(0, iterations, step, jnp.ones_like(metric))
+    ratio = jnp.max(product(s) / s, axis=0)
+    rounding = 1 + 8 * len(gram) * jnp.finfo(gram.dtype).eps
+    return jnp.minimum(norm, rounding * jnp.max(ratio))
 
 
 def _checked(name, features, labels):

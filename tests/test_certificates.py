@@ -99,7 +99,12 @@ def measure(rng, draw, dtype, solver, count, exactly):
     value, value_error, below = (np.asarray(v, F64) for v in (point.value, point.value_error, point.below))
     assert np.all(value - below <= exact.value)
     bounds = np.stack([point.lower.error, value_error, z.error], 1).astype(F64)
-    errors = distances(point.lower.x, exact.x), np.abs(value - exact.value), distances(z.gradient, exact.gradient)
+    # where the problem declares a metric, eps bounds the distance in it
+    metric = eqx.filter_vmap(lambda problem, theta: problem.constants(theta).metric)(problem, theta)
+    x = (point.lower.x, exact.x)
+    if metric is not None:
+        x = (jax.tree.map(lambda v, w: np.asarray(v, F64) * np.sqrt(np.asarray(w, F64)), v, metric) for v in x)
+    errors = distances(*x), np.abs(value - exact.value), distances(z.gradient, exact.gradient)
     return np.stack(errors, 1), bounds
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from problems import Quadratic, TotalVariation
+from problems import LogisticRegression, Quadratic, TotalVariation
 
 THETA = jnp.array([0.3, -0.2])
 
@@ -154,3 +154,19 @@ def test_code_that_breaks_a_promise_is_described(term, sign, words):
     assert any(re.search(words, message) for message in found), found
     starts = [message[:30] for message in found]
     assert len(starts) == len(set(starts)) and len(found) <= 6
+
+
+def test_a_metric_that_is_too_heavy_is_caught(capsys):
+    """H >= mu diag(W) is declared with W = 100 on weights that only their penalty holds."""
+
+    class Heavy(LogisticRegression):
+        def constants(self, theta):
+            known = super().constants(theta)
+            return bilevel.Constants(mu=known.mu, L=known.L, metric=100 * known.metric)
+
+    rng = np.random.default_rng(0)
+    features, labels = np.pad(rng.standard_normal((20, 3)), ((0, 0), (0, 1))), np.arange(20) % 3
+    theta = jnp.full((4, 3), -2.0)
+    assert bilevel.check_problem(LogisticRegression(features, labels, features, labels), theta) == []
+    assert any("strongly convex" in message for message in bilevel.check_problem(
+        Heavy(features, labels, features, labels), theta))  # fmt: skip

@@ -21,7 +21,7 @@ def random_logistic(shape):
             labels = np.concatenate([np.arange(CLASSES), rng.integers(0, CLASSES, ROWS - CLASSES)])
             return (rng.standard_normal((ROWS, FEATURES)) * rng.uniform(0.1, 3)).astype(dtype), labels
 
-        return LogisticRegression(*data(), *data()), jnp.asarray(rng.uniform(-3, 1, shape), dtype)
+        return LogisticRegression(*data(), *data()), jnp.asarray(rng.uniform(rng.choice([-8, -3]), 1, shape), dtype)
 
     return draw
 
@@ -35,11 +35,62 @@ def test_no_bound_is_violated(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_norm_of_the_cross_derivative_is_exact(shape):
+    """||J|| from theta to the metric's dual norm, that is, of W^{-1/2} J."""
     problem, theta = random_logistic(shape)(np.random.default_rng(1), np.float64)
     x = jnp.asarray(np.random.default_rng(2).standard_normal((FEATURES, CLASSES)))
     J = jax.jacobian(jax.grad(problem.lower), argnums=1)(x, theta).reshape(x.size, -1)
     bounds = problem.bounds(x, theta, x, jnp.asarray(1.0))
+    J /= np.sqrt(problem.constants(theta).metric).reshape(-1, 1)
     np.testing.assert_allclose(bounds.J, np.linalg.norm(J, 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weighted_norm_is_the_largest_eigenvalue_or_above(seed):
+    """lambda_W(G) of signed features, at most lambda(G); of features that are not negative, to 1 %."""
+    rng = np.random.default_rng(seed)
+    metric = np.exp(rng.uniform(0, 8, (FEATURES, CLASSES)))
+    for features, tight in ((rng.standard_normal((ROWS, FEATURES)), np.inf), (rng.random((ROWS, FEATURES)), 1.01)):
+        labels = np.arange(ROWS) % CLASSES
+        gram = features.T @ features / ROWS
+        exact = max(np.linalg.eigvalsh(gram / np.sqrt(np.outer(w, w)))[-1] for w in metric.T)
+        problem = LogisticRegression(features, labels, features, labels)
+        bound = 2 * problem.constants(jnp.log(metric) + metric.min() * 0).L_upper
+        penalties = metric / metric.min()
+        exact *= metric.min()  # the class divides by the smallest penalty
+        assert exact <= bound <= min(tight * exact, np.linalg.eigvalsh(gram)[-1] * (1 + 1e-12)), penalties
+
+
+class Euclidean(LogisticRegression):
+    """The same problem without its metric: the constants of the design, in Euclidean norms."""
+
+    def constants(self, theta):
+        known, largest = super().constants(theta), jnp.max(jnp.exp(theta))
+        return bilevel.Constants(
+            mu=known.mu, L=known.L, L_upper=self.gram_valid_norm / 2, L_upper_theta=0.0, convex_upper=True,
+            L_hessian=6**0.5 / 9 * self.longest * self.gram_norm, L_cross=largest,
+        )  # fmt: skip
+
+    def bounds(self, x, theta, q, radius):
+        penalty = jnp.exp(theta)
+        return bilevel.Bounds(
+            J=jnp.max(penalty * jnp.abs(x)),
+            M_H=6**0.5 / 9 * self.gram_norm * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
+            M_J=jnp.max(penalty * jnp.abs(q)),
+            L_J=jnp.max(penalty),
+        )
+
+
+def test_the_metric_keeps_the_certificate_usable_with_tiny_penalties():
+    """On the digits, one weight in ten almost free (e^-8): omega at the same x and q falls at least tenfold."""
+    A, y = load_digits(return_X_y=True)
+    data = A[:300] / 16, y[:300], A[300:600] / 16, y[300:600]
+    theta = jnp.where(jnp.asarray(np.random.default_rng(0).random((64, 10)) < 0.1), -8.0, -2.0)
+    with_metric, without = (
+        bilevel.hypergradient(kind(*data), theta, eps=1e-4, delta=1e-4, solver=bilevel.NewtonCG())
+        for kind in (LogisticRegression, Euclidean)
+    )
+    print(with_metric.gradient_error, without.gradient_error)
+    assert with_metric.gradient_error < 0.1 * without.gradient_error
 
 
 def test_nothing_contradicts_the_constants(capsys):
