@@ -38,29 +38,37 @@ def cg_iterations(
     max_products: Int[Array, ""],
     metric: Vector | None = None,
 ) -> tuple[Vector, Int[Array, ""], Bool[Array, ""]]:
-    """Conjugate gradients for H q = b from q with r = b - H q, until the recursive ||r|| <= target(q), in the metric.
+    """Conjugate gradients for H q = b from q with r = b - H q, until the recursive ||r|| <= target(q).
 
-    Returns q, the products spent, and whether a direction p with p^T H p < mu ||p||^2 (beyond rounding) was met: it
+    With a metric W this is the method for W^{-1/2} H W^{-1/2}, that is, preconditioned by W, and ||r|| means
+    ||r||_{W^-1}, which the recursion has anyway.
+
+    Returns q, the products spent, and whether a direction p with p^T H p < mu ||p||_W^2 (beyond rounding) was met: it
     disproves the declared mu and stops the iteration before the step along it.
     """
 
+    def dual(r):
+        s = r if metric is None else jax.tree.map(jnp.divide, r, metric)
+        return s, optax.tree.vdot(r, s)
+
     def unfinished(carry):
-        q, r, _, rr, products, bad = carry
-        norm = jnp.sqrt(rr) if metric is None else dual_norm(r, metric)
-        return (norm > target(q)) & (products < max_products) & ~bad
+        q, _, _, rr, products, bad = carry
+        return (jnp.sqrt(rr) > target(q)) & (products < max_products) & ~bad
 
     def step(carry):
         q, r, p, rr, products, _ = carry
         Hp = product(p)
         pp, pHp = optax.tree.norm(p, squared=True), optax.tree.vdot(p, Hp)
-        bad = ~(pHp > (0.999 * mu - 8 * u * L) * pp) | ~(pHp > 0)
+        pWp = pp if metric is None else optax.tree.vdot(p, jax.tree.map(jnp.multiply, p, metric))
+        bad = ~(pHp > 0.999 * mu * pWp - 8 * u * L * pp) | ~(pHp > 0)
         alpha = jnp.where(bad, 0, rr / jnp.where(bad, 1, pHp))
         q, r = optax.tree.add_scale(q, alpha, p), optax.tree.add_scale(r, -alpha, Hp)
-        rr_new = optax.tree.norm(r, squared=True)
-        p = optax.tree.add_scale(r, rr_new / rr, p)
+        s, rr_new = dual(r)
+        p = optax.tree.add_scale(s, rr_new / rr, p)
         return q, r, p, rr_new, products + 1, bad
 
-    start = (q, r, r, optax.tree.norm(r, squared=True), jnp.asarray(0, jnp.int32), jnp.asarray(False))
+    s, rr = dual(r)
+    start = (q, r, s, rr, jnp.asarray(0, jnp.int32), jnp.asarray(False))
     q, _, _, _, products, bad = lax.while_loop(unfinished, step, start)
     return q, products, bad
 

@@ -163,7 +163,7 @@ def elsewhere(name: str, problem: problems.TotalVariation, log: record.Log, conf
             answer = counted.Implicit(problem, theta0, ACCURATE) if jaxopt else counted.Gradient(problem, ACCURATE)
             settings = {"eps": ACCURATE}
             optimise = partial(minimise, x0=theta0, jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": TOL})
-    counted.run(log, name, config | settings, answer, optimise, judge=judge, max_cost=max_cost, max_seconds=120)
+    counted.run(log, name, config | settings, answer, optimise, judge=judge, max_cost=max_cost)
 
 
 class Curve(NamedTuple):

@@ -1,6 +1,8 @@
 """Fields of Experts: derivatives are those of a plain convolution, every proven constant holds where it hurts."""
 
+import sys
 from functools import partial
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from problems_for_tests import batched, stack, truth
 
-from bilevel import RESULTS, NewtonCG
+from bilevel import RESULTS, NewtonCG, check_problem
 from bilevel.hypergradient import differentiate, evaluate
 from bilevel.meter import UNLIMITED
 from bilevel.problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
@@ -410,3 +412,18 @@ def test_bad_theta(case):
     for f in (lambda t: problem.lower(problem.noisy, t), problem.constants):
         with pytest.raises(ValueError, match=message):
             f(theta)
+
+
+@pytest.mark.parametrize("boundary", ["valid", "reflect"])
+def test_filters_less_their_means_keep_the_bounds(boundary):
+    """The experiment's class projects theta: constants and bounds proven for all filters hold for it."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+    from foe import ZeroMean
+
+    every = leaves(np.random.default_rng(3), 3, 3)
+    scale = {"scale": every.pop("scale")}
+    problem = ZeroMean(images(1), images(2), fixed=scale, boundary=boundary)
+    shifted = every | {"filters": every["filters"] + 0.7}
+    x = normal(3)
+    np.testing.assert_allclose(problem.lower(x, every), problem.lower(x, shifted), rtol=1e-12)
+    assert check_problem(problem, every) == []
