@@ -5,6 +5,7 @@ Everything here raises ValueError or TypeError with what is wrong and what to wr
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,13 +49,18 @@ def prepare(
                 f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the "
                 "arrays inside it with the dtype of x"
             )
-    mu = problem.constants(theta).mu
+    mu = _declared_mu(problem, theta)
     if mu is not None and not float(mu) > 0:
         raise ValueError(
             f"{type(problem).__name__}.constants declares mu = {float(mu):g} at theta0, but the lower level must be "
             "strongly convex: give a positive lower bound of the curvature, or None to have it estimated"
         )
     return problem, theta, x0
+
+
+@eqx.filter_jit  # a loop in a problem's constants would otherwise be compiled anew in every call
+def _declared_mu(problem, theta):
+    return problem.constants(theta).mu
 
 
 def same_shapes(tree: PyTree, like: PyTree, name: str, model: str) -> None:

@@ -1,5 +1,8 @@
 """Multinomial logistic regression: its constants, its certificates, its inputs."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,28 +63,11 @@ def test_the_weighted_norm_is_the_largest_eigenvalue_or_above(seed):
         assert exact <= bound <= min(tight * exact, np.linalg.eigvalsh(gram)[-1] * (1 + 1e-12)), penalties
 
 
-class Euclidean(LogisticRegression):
-    """The same problem without its metric: the constants of the design, in Euclidean norms."""
-
-    def constants(self, theta):
-        known, largest = super().constants(theta), jnp.max(jnp.exp(theta))
-        return bilevel.Constants(
-            mu=known.mu, L=known.L, L_upper=self.gram_valid_norm / 2, L_upper_theta=0.0, convex_upper=True,
-            L_hessian=6**0.5 / 9 * self.longest * self.gram_norm, L_cross=largest,
-        )  # fmt: skip
-
-    def bounds(self, x, theta, q, radius):
-        penalty = jnp.exp(theta)
-        return bilevel.Bounds(
-            J=jnp.max(penalty * jnp.abs(x)),
-            M_H=6**0.5 / 9 * self.gram_norm * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
-            M_J=jnp.max(penalty * jnp.abs(q)),
-            L_J=jnp.max(penalty),
-        )
-
-
 def test_the_metric_keeps_the_certificate_usable_with_tiny_penalties():
     """On the digits, one weight in ten almost free (e^-8): omega at the same x and q falls at least tenfold."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+    from mnist import Euclidean
+
     A, y = load_digits(return_X_y=True)
     data = A[:300] / 16, y[:300], A[300:600] / 16, y[300:600]
     theta = jnp.where(jnp.asarray(np.random.default_rng(0).random((64, 10)) < 0.1), -8.0, -2.0)

@@ -1,0 +1,156 @@
+"""Layers whose parameters respond to the hyperparameters.
+
+    y = W x + b  +  s * (W' x) + s' * b',     s = V e,  s' = C e        (arXiv 1903.03088, section 3.2)
+
+e is the gates' input: the hyperparameters' offset from their current value (Delta-STN, arXiv 2010.13514), or their
+unconstrained vector u itself (STN). s and s' have one entry per output unit, channel or LSTM gate unit. V = C = 0 at
+the start, so a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix
+W + diag(s) W', which differs from example to example, is never formed.
+
+A layer after a normalisation has no matrix; there gamma + V e and beta + C e are the response.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+CONVOLUTIONS = (
+    eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d,
+    eqx.nn.ConvTranspose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d,
+)  # fmt: skip
+NORMS = (eqx.nn.LayerNorm, eqx.nn.GroupNorm, eqx.nn.RMSNorm)
+# What each parameter of a layer does: "rows" W of W @ x, "columns" a table of rows W[i], "kernel" of a convolution,
+# "bias" added with a response b' of its own, "plain" elementwise with its gate as the response.
+PARAMETERS: dict[type, dict[str, str]] = {
+    eqx.nn.Linear: {"weight": "rows", "bias": "bias"},
+    eqx.nn.LSTMCell: {"weight_ih": "rows", "weight_hh": "rows", "bias": "bias"},
+    eqx.nn.GRUCell: {"weight_ih": "rows", "weight_hh": "rows", "bias": "bias", "bias_n": "bias"},
+    eqx.nn.Embedding: {"weight": "columns"},
+    **{layer: {"weight": "kernel", "bias": "bias"} for layer in CONVOLUTIONS},
+    eqx.nn.LayerNorm: {"weight": "plain", "bias": "plain"},
+    eqx.nn.GroupNorm: {"weight": "plain", "bias": "plain"},
+    eqx.nn.RMSNorm: {"weight": "plain", "bias": "plain"},
+}
+
+
+def parameters(layer: eqx.Module) -> dict[str, str]:
+    """The parameters that this layer has, by field, and what they do; empty when it has none."""
+    kinds = PARAMETERS[type(layer)]
+    return {name: kind for name, kind in kinds.items() if getattr(layer, name) is not None}
+
+
+def stack(layer: eqx.Module) -> tuple[int, ...]:
+    """The leading axes of a layer made under vmap, as in a scan over depth; () for a single one."""
+    name, kind = next(iter(parameters(layer).items()))
+    shape = getattr(layer, name).shape
+    if kind == "plain":
+        own = 1 if isinstance(layer, eqx.nn.GroupNorm) else len(layer.shape)
+    elif isinstance(layer, CONVOLUTIONS):
+        own = layer.num_spatial_dims + (2 if kind == "kernel" else 1)
+    else:
+        own = 1 if kind == "bias" else 2
+    return shape[: len(shape) - own]
+
+
+@jax.custom_jvp
+def _first_order(s, z):
+    """s * z where s = 0, with the derivative ds * z: its other part, s * dz, is zero and must not cost a product."""
+    return s * z
+
+
+@_first_order.defjvp
+def _(primals, tangents):
+    (s, z), (ds, _) = primals, tangents
+    return jax.lax.stop_gradient(s * z), ds * z  # s = V 0, so the weights of the response cannot change s * z either
+
+
+class Response(eqx.Module):
+    """A layer of Equinox with a response, called as that layer is. `convert` makes it.
+
+    **Attributes**
+
+    - `base`: the ordinary layer, with W and b. - `weights`: W' and b', by the name of the field they belong to.
+    - `gates`: V and C, by the same names, of shape (..., units, H). - `offset`: e, (..., H), or None: no response.
+    - `linear`: to first order in e at e = 0, for use under `jax.jvp`.
+    """
+
+    base: eqx.Module
+    weights: dict[str, Float[Array, "..."]]
+    gates: dict[str, Float[Array, "..."]]
+    offset: Float[Array, "..."] | None = None
+    linear: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.offset is None:
+            return self.base(*args, **kwargs)
+        if isinstance(self.base, eqx.nn.Embedding):
+            return self.base(*args, **kwargs) + self._gate("weight", self.weights["weight"][args[0]])
+        if isinstance(self.base, NORMS):
+            return _replace(self.base, self.formed())(*args, **kwargs)
+        return _replace(self.base, {**self._biases(*args), "use_bias": True})(*args, **kwargs)
+
+    def s(self, name: str) -> Float[Array, "..."]:
+        """The gate V e, or C e, of a parameter."""
+        return self.gates[name] @ self.offset
+
+    def _gate(self, name, z):
+        """s * z, s along the first axis of z."""
+        s = self.s(name).reshape(-1, *(1,) * (z.ndim - 1))
+        return _first_order(s, z) if self.linear else s * z
+
+    def _biases(self, x, hidden=None):
+        """All of the response enters as part of the bias: y = W x + (b + s' * b' + s * (W' x)).
+
+        In this order the base is computed as without a response, and where s = 0 the sum has the same bits.
+        """
+        formed = {name: self._form(name) for name, kind in parameters(self.base).items() if kind == "bias"}
+        bias, bias_n = formed.get("bias", 0), formed.get("bias_n", 0)
+        if isinstance(self.base, CONVOLUTIONS):
+            product = _replace(self.base, {"weight": self.weights["weight"], "bias": None, "use_bias": False})(x)
+            return {"bias": bias + self._gate("weight", product)}
+        if isinstance(self.base, eqx.nn.Linear):
+            return {"bias": bias + self._gate("weight", self.weights["weight"] @ jnp.atleast_1d(x))}
+        by_input = self._gate("weight_ih", self.weights["weight_ih"] @ x)
+        if isinstance(self.base, eqx.nn.LSTMCell):
+            return {"bias": bias + (by_input + self._gate("weight_hh", self.weights["weight_hh"] @ hidden[0]))}
+        reset, update, new = jnp.split(self._gate("weight_hh", self.weights["weight_hh"] @ hidden), 3)
+        by_hidden = jnp.concatenate([reset, update, jnp.zeros_like(new)])  # the third part is added inside the reset
+        return {"bias": bias + (by_input + by_hidden), "bias_n": bias_n + new}
+
+    def formed(self) -> dict[str, Float[Array, "..."]]:
+        """The parameters at e as arrays, W + diag(s) W' and so on, by name; of a single layer, not of a stack."""
+        return {name: self._form(name) for name in parameters(self.base)}
+
+    def _form(self, name):
+        parameter, kind, s = getattr(self.base, name), parameters(self.base)[name], self.s(name)
+        if kind == "plain":
+            return parameter + s
+        s = s[None] if kind == "columns" else s.reshape(-1, *(1,) * (parameter.ndim - 1))
+        return parameter + s * self.weights[name]
+
+    def materialise(self) -> Any:
+        """An ordinary layer with the parameters at e as arrays; of a stack, the stack of them."""
+        if self.offset is None:
+            return self.base
+        formed = Response.formed
+        for _ in stack(self.base):
+            formed = jax.vmap(formed)
+        return _replace(self.base, formed(self))
+
+    def __getattr__(self, name: str) -> Any:
+        # Sizes and the like are the ordinary layer's; so are its parameters, as they are at e.
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(name)
+        attribute = getattr(self.base, name)
+        return self._form(name) if self.offset is not None and name in parameters(self.base) else attribute
+
+
+def _replace(layer, changed):
+    """A copy of `layer` with other values in the fields named; `eqx.tree_at` cannot change static ones."""
+    new = object.__new__(type(layer))
+    for name, value in {**vars(layer), **changed}.items():
+        object.__setattr__(new, name, value)
+    return new

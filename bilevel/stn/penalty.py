@@ -1,0 +1,49 @@
+"""Weight decay of a responding network, for each example's own weights, which are never formed.
+
+    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s^2, q>,   r_i = <W_i, W'_i>,  q_i = ||W'_i||^2  (i: output unit)
+
+Under vmap over examples r and q are computed once; what remains for each example is a product of two short vectors.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .convert import set_rates
+from .layers import Response, parameters, stack
+from .linearise import Linearised
+
+
+def squared_norm(model: PyTree) -> Float[Array, ""]:
+    """The sum of squares of all weights and biases that `model`, or a part of it, has at its hyperparameters.
+
+    For `train_loss`: `cross_entropy + hyper["decay"] * stn.squared_norm(model)`; an ordinary model works as well.
+    """
+    model = set_rates(model.model if isinstance(model, Linearised) else model, None)
+    nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Response))
+    return jnp.asarray(sum(_squares(node) for node in nodes))
+
+
+def _squares(node):
+    if not isinstance(node, Response):
+        return jnp.sum(node**2) if eqx.is_inexact_array(node) else 0
+    if node.offset is None:
+        return sum(jnp.sum(getattr(node.base, name) ** 2) for name in parameters(node.base))
+    squares = _layer_squares
+    for _ in stack(node.base):
+        squares = jax.vmap(squares)
+    return jnp.sum(squares(node))
+
+
+def _layer_squares(node):
+    total = 0
+    for name, kind in parameters(node.base).items():
+        W, response, s = getattr(node.base, name), node.weights.get(name), node.s(name)
+        if kind == "plain":
+            total += jnp.sum((W + s) ** 2)
+        else:
+            others = 0 if kind == "columns" else tuple(range(1, W.ndim))
+            r, q = jnp.sum(W * response, others), jnp.sum(response**2, others)
+            total += jnp.sum(W**2) + 2 * s @ r + s**2 @ q
+    return total

@@ -1,0 +1,100 @@
+"""The hyperparameter space: starts, ranges, draws, and the errors for what is no space."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel import stn
+
+SPACE = stn.Space(
+    drop=stn.Rate(0.05),
+    decay=stn.Positive(1e-4, scale=0.3),
+    jitter=stn.Real(0.2, -1, 1, scale=2.0, draws="batch"),
+    holes=stn.Integer(1, 0, 4),
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_start_where_they_were_told(dtype):
+    u, rho = SPACE.start(dtype)
+    values = SPACE.values(u)
+    assert u.dtype == rho.dtype == values["drop"].dtype == dtype
+    for name, start in dict(drop=0.05, decay=1e-4, jitter=0.2).items():
+        np.testing.assert_allclose(values[name], start, rtol=10 * np.finfo(dtype).eps)
+    assert values["holes"] == 1 and values["holes"].dtype == jnp.int32
+    np.testing.assert_allclose(SPACE.sigma(rho), [0.5, 0.3, 2.0, 0.5], rtol=10 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_draw_leaves_its_range(dtype):
+    u = jnp.asarray(np.array([-1e30, -1e3, -50, 0, 50, 1e3, 1e30], dtype))
+    values = SPACE.values(jnp.stack([u] * 4, axis=-1))
+    assert all(bool(jnp.all(jnp.isfinite(value))) for value in values.values())
+    assert float(jnp.max(1 / (1 - values["drop"]))) < 21
+    assert bool(jnp.all(values["decay"] > 0))
+    assert values["holes"][0] == 0 and values["holes"][-1] == 4
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 4), (-2, 1), (0, 1), (3, 24)])
+def test_integers_reach_both_ends_and_nothing_else(low, high):
+    space = stn.Space(k=stn.Integer(low, low, high))
+    found = space.values(jnp.linspace(-12, 12, 4001)[:, None])["k"]
+    assert sorted(set(found.tolist())) == list(range(low, high + 1))
+    for start in range(low, high + 1):
+        space = stn.Space(k=stn.Integer(start, low, high))
+        assert space.values(space.start()[0])["k"] == start
+
+
+def test_draws_have_their_scale_and_those_of_a_batch_are_one():
+    _, rho = SPACE.start()
+    e = SPACE.draw(rho, jax.random.key(0), 20_000)
+    sigma = SPACE.sigma(rho)
+    for j in (0, 1, 3):  # six standard errors of a mean and of a standard deviation
+        assert abs(float(jnp.mean(e[:, j]))) < 6 * float(sigma[j]) / math.sqrt(len(e))
+        assert abs(float(jnp.std(e[:, j]) / sigma[j]) - 1) < 6 / math.sqrt(2 * len(e))
+    assert len(set(e[:, 2].tolist())) == 1 and float(e[0, 2]) != 0
+
+
+def test_draws_are_differentiable_in_the_scales_and_values_are_not():
+    u, rho = SPACE.start()
+    one = jax.grad(lambda rho: jnp.sum(SPACE.draw(rho, jax.random.key(1), 1)))(rho)
+    noise = SPACE.draw(rho, jax.random.key(1), 1)[0] / SPACE.sigma(rho)
+    np.testing.assert_allclose(one, noise * jax.nn.sigmoid(rho), rtol=1e-12)  # d softplus = sigmoid
+    assert not np.any(jax.grad(lambda u: SPACE.values(u)["drop"] + SPACE.values(u)["decay"])(u))
+
+
+def test_entropy_is_that_of_the_normal_distribution():
+    _, rho = SPACE.start()
+    expected = sum(0.5 * math.log(2 * math.pi * math.e * s**2) for s in (0.5, 0.3, 2.0, 0.5))
+    np.testing.assert_allclose(SPACE.entropy(rho), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: stn.Space(), "at least one"),
+        (lambda: stn.Rate(0.0), "small start"),
+        (lambda: stn.Rate(0.5, 0, 1.0), "high < 1"),
+        (lambda: stn.Rate(-0.1), "0 <= low"),
+        (lambda: stn.Rate(math.nan), "a rate needs"),
+        (lambda: stn.Positive(0.0), "positive"),
+        (lambda: stn.Positive(1.0, scale=0.0), "scale"),
+        (lambda: stn.Positive(math.inf), "finite"),
+        (lambda: stn.Real(1.0, 0, 1), "strictly"),
+        (lambda: stn.Integer(5, 0, 4), "low <= start"),
+        (lambda: stn.Integer(0, 0, 0), "low < high"),
+        (lambda: stn.Integer(1.5, 0, 4), "Real"),
+        (lambda: stn.Rate(0.1, draws="epoch"), "example"),
+    ],
+)
+def test_wrong_spaces_say_what_to_write(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_number_is_no_hyperparameter():
+    with pytest.raises(TypeError, match=r"drop=stn\.Rate"):
+        stn.Space(drop=0.1)
