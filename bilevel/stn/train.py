@@ -130,7 +130,8 @@ class Losses(eqx.Module):
     train_loss: Callable = eqx.field(static=True)
     valid_loss: Callable = eqx.field(static=True)
 
-    def unperturbed(self, params: PyTree, u: Array, batch: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+    # What hands on a loss of the user's promises no scalar: `tune` checks it first, with words that help.
+    def unperturbed(self, params: PyTree, u: Array, batch: PyTree, key: PRNGKeyArray) -> Array:
         """(a): L_train(y(w), u), at the cost of the ordinary network. `params`: w and phi, of which phi is not used."""
         values = self.space.values(u)
         return self.train_loss(bind(eqx.combine(params, self.static), None, values), batch, values, key)
@@ -165,12 +166,12 @@ class Losses(eqx.Module):
             loss = jnp.mean(jax.vmap(lambda e, one: self.response(params, centre + e, one))(e, _singles(batch)))
         return loss - self.method.entropy * self.space.entropy(rho)
 
-    def response(self, params: PyTree, offset: Array | None, batch: PyTree) -> Float[Array, ""]:
+    def response(self, params: PyTree, offset: Array | None, batch: PyTree) -> Array:
         """L_valid of the network at `offset`, (H,), in inference: nothing is dropped, no value is read."""
         model = bind(eqx.combine(params, self.static), offset, None)
         return self.valid_loss(eqx.nn.inference_mode(model), batch)
 
-    def current(self, state: State, batch: PyTree) -> Float[Array, ""]:
+    def current(self, state: State, batch: PyTree) -> Array:
         """L_valid at the current hyperparameters."""
         params = eqx.combine(state.weights, state.responses)
         return self.response(params, None if self.method.centred else state.u, batch)
