@@ -17,6 +17,7 @@ import record
 import scipy.optimize
 import style
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 from skimage.restoration import denoise_tv_chambolle
 from tqdm import tqdm
 
@@ -144,6 +145,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
                 counted.seconds(run), run.judged["train"], where="post", color=colour, label=method, marker=".", ms=7
             )
         a.set(xscale="log", xlabel="seconds, compilation included", title=case)
+        a.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set(ylabel="PSNR of the training photographs, dB")
     axes[0].legend(loc="lower left")
     style.save(figure, figures.with_name(f"{figures.name}_seconds.png"))
