@@ -38,8 +38,7 @@ DECADES = (1e2, 1e3, 1e4)
 
 
 class Euclidean(problems.LogisticRegression):
-    """The same problem without its metric, for HOAG: its tolerances are for the Euclidean norm of the gradient, and in
-    the metric's smaller norm its geometric schedule diverged."""
+    """The same problem without its metric, for HOAG, whose tolerances are for the Euclidean norm of the gradient."""
 
     def constants(self, theta):
         known, largest = super().constants(theta), jnp.max(jnp.exp(theta))
