@@ -6,12 +6,13 @@ PEERS := .venv/.peers
 
 # One file each in experiments/. SMOKE=1: small, on packaged data, to see that they run. RESUME=1: go on with the log.
 EXPERIMENTS := quadratic crossover tv foe mnist one peers
+NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
-.PHONY: help demo test lint bench reproduce $(EXPERIMENTS) clean
+.PHONY: help demo test lint bench bench-full reproduce networks responses $(EXPERIMENTS) $(NETWORKS) clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 # Written last, so that an interrupted installation is done again.
 $(READY): pyproject.toml
@@ -39,9 +40,18 @@ bench: $(READY)  ## speed of the TV kernels and of the lower-level solvers
 	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_lower.py
 
+bench-full: $(READY)  ## cost to target of every method, and of the default with its parts left out
+	$(BIN)/python experiments/bench_methods.py $(MODE)
+	$(BIN)/python experiments/bench_stn.py $(MODE)
+
 reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
-$(EXPERIMENTS): $(PEERS)
+networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
+
+responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
+	$(BIN)/python experiments/responses.py $(MODE)
+
+$(EXPERIMENTS) $(NETWORKS): $(PEERS)
 	$(BIN)/python experiments/$@.py $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers

@@ -45,6 +45,11 @@ def value_error(norm_g_x: Scalar, eps: Scalar, L_upper: Scalar, value: Scalar, s
     return norm_g_x * eps + L_upper * eps**2 / 2 + u * math.sqrt(size) * jnp.abs(value)
 
 
+def corrected_error(delta: Scalar, eps: Scalar, curvature: Scalar) -> Scalar:
+    """delta eps + (L_g + M_H) eps^2 / 2  >=  |g(x) - <q, rho> - f(theta)|, rounding left out: second order in eps."""
+    return delta * eps + curvature * eps**2 / 2
+
+
 def adjoint_error(eps: Scalar, delta: Scalar, mu: Scalar, M_H: Scalar, L_upper: Scalar) -> Scalar:
     """eta_q = (M_H eps + delta + L_g eps) / mu  >=  ||q - qhat||.
 

@@ -10,170 +10,177 @@ floats; the three jitted programs behind `Meter` do the work.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import optax
 
-from .accuracy import Accuracy, Event
-from .direction import Box, SteepestDescent
+from .accuracy import AbstractAccuracy, Accuracy, Event
 from .hypergradient import Point
-from .linesearch import Interval, Search, Verdict
+from .linesearch import AbstractLineSearch, Interval, Search, Verdict
+from .lower import AbstractLowerSolver
 from .meter import Counts, Meter, Stop
-from .methods import Method
-from .problem import AbstractProblem, Vector
+from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
+from .predict import AbstractPredictor, Previous
+from .problem import Vector
 from .results import RESULTS
-
-DEFAULT_TOLERANCE = 1e-3  # of the first ||z|| + omega
-ROUNDED = 1 + 1e-6  # eps is rounded to the dtype on its way into a solve
+from .solvers import Nesterov
 
 
-class State(eqx.Module):
-    """What the next step needs: theta with its solved lower level `point` and adjoint q, what the rules remember, and
-    the meter's readings; those in `known` are from when theta was accepted. `work` is the cost of solving at theta."""
+class Memory(NamedTuple):
+    """The adjoint q, what the rules and the predictor remember, and `work`, the cost of solving at theta."""
 
-    theta: Vector
-    point: Point
     q: Vector
     accuracy: Accuracy
     search: Search
-    tol: float
-    steps: int
     work: int
-    counts: Counts
-    seconds: float
-    compile_seconds: float
-    known: tuple[Counts, float]
+    guesses: Any
 
 
-class Info(NamedTuple):
-    """What a person needs: theta_k, its numbers, and how step k ended. `result` is None while the run goes on.
+class Method(AbstractMethod):
+    """Descent along -z: who decides the accuracy and the step, who solves the lower level, from whose guess.
 
-    `eps`, `delta`: the accuracies reached; `step`: the alpha accepted (nan if none); `counts`, `seconds`: the meter
-    when these numbers became known; `certificate`: "proven", "probable", "estimated" or, with no gradient, "none".
+    `maid()`, `hoag()` and `fixed_accuracy()` make the usual ones; compose others from parts.
     """
 
-    theta: Vector
-    steps: int
-    value: float
-    value_error: float
-    gradient_norm: float
-    gradient_error: float
-    eps: float
-    delta: float
-    step: float
-    counts: Counts
-    seconds: float
-    certificate: str
-    result: RESULTS | None
+    accuracy: AbstractAccuracy
+    linesearch: AbstractLineSearch
+    solver: AbstractLowerSolver = Nesterov()
+    predictor: AbstractPredictor = Previous()
 
+    def init(self, problem, theta0, x0, max_cost=math.inf):
+        meter = Meter(problem, self.solver, Counts(), 0.0, 0.0, max_cost)
+        point = meter.solve(theta0, x0, math.inf)
+        accuracy = self.accuracy.init(float(point.lower.error), float(point.norm_g_x), float(point.value))
+        search, guesses = Search(math.nan, math.nan, 0, 0), self.predictor.init(theta0, x0)
+        memory = Memory(optax.tree.zeros_like(x0), accuracy, search, meter.counts.cost, guesses)
+        known = (meter.counts, meter.seconds)
+        return State(theta0, point, memory, math.nan, 0, meter.counts, meter.seconds, meter.compile_seconds, known)
 
-def init(method: Method, problem: AbstractProblem, theta0: Vector, x0: Vector, max_cost: float = math.inf) -> State:
-    """The state before the first step: x0 with its certified error, and the first accuracies."""
-    meter = Meter(problem, method.solver, Counts(), 0.0, 0.0, max_cost)
-    point = meter.solve(theta0, x0, math.inf)
-    accuracy = method.accuracy.init(float(point.lower.error), float(point.norm_g_x), float(point.value))
-    return State(
-        theta0, point, optax.tree.zeros_like(x0), accuracy, Search(math.nan, math.nan, 0, 0), math.nan, 0,
-        meter.counts.cost, meter.counts, meter.seconds, meter.compile_seconds, (meter.counts, meter.seconds),
-    )  # fmt: skip
+    def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
+        memory = state.memory
+        meter = Meter(problem, self.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
+        gradient, norm, omega, delta, certificate = None, math.nan, math.inf, math.inf, "none"
+        judged, fitted = True, False
+        lower_floor = adjoint_floor = False
+        accepted, taken, result, known = None, math.nan, None, state.known
+        try:
+            while accepted is None:
+                # certify: x to eps, q to delta, then z and omega
+                accuracy = memory.accuracy
+                if float(state.point.lower.error) > ROUNDED * accuracy.eps and not lower_floor:
+                    spent = meter.counts.cost
+                    point = meter.solve(state.theta, state.point.lower.x, accuracy.eps)
+                    if float(point.lower.error) > ROUNDED * accuracy.eps:
+                        if point.lower.result != RESULTS.accuracy_floor:
+                            raise Stop(point.lower.result)
+                        lower_floor = True
+                    state = dataclasses.replace(state, point=point)
+                    memory = memory._replace(work=memory.work + meter.counts.cost - spent)
+                    gradient = None
+                if gradient is None or (delta > accuracy.delta and not adjoint_floor):
+                    gradient = meter.differentiate(state.theta, state.point.lower, memory.q, accuracy.delta)
+                    adjoint_floor = bool(gradient.result == RESULTS.accuracy_floor)
+                    omega, delta, certificate = float(gradient.error), float(gradient.delta), gradient.certificate
+                    norm = float(gradient.norm)
+                    if box is not None:
+                        _, norm = meter.move(state.theta, gradient.gradient, -1.0, box)
+                    memory = memory._replace(q=gradient.q)
+                    known = (meter.counts, meter.seconds)
+                if norm + omega <= (state.tol if tol is None else tol) or norm + omega == 0:
+                    raise Stop(RESULTS.converged)
+                if not self.accuracy.certifies(norm, omega):
+                    # an error of exactly zero (x = 0, q = 0) is below every floor: nothing is left to ask for either
+                    if (lower_floor or float(state.point.lower.error) == 0) and (adjoint_floor or delta == 0):
+                        raise Stop(RESULTS.accuracy_floor)
+                    excess = omega / norm if norm > 0 else math.inf
+                    accuracy = self.accuracy.update(accuracy, Event.CERTIFICATE_FAILED, excess)
+                    memory = memory._replace(accuracy=accuracy)
+                    continue
+                if math.isnan(state.tol):
+                    first = DEFAULT_TOLERANCE * (norm + omega) if tol is None else tol
+                    search = self.linesearch.init(norm, optax.tree.size(state.theta))
+                    state = dataclasses.replace(state, tol=first)
+                    memory = memory._replace(search=search)
+                if last:
+                    raise Stop(RESULTS.max_steps_reached)
 
-
-def step(
-    method: Method,
-    problem: AbstractProblem,
-    state: State,
-    *,
-    tol: float | None = None,
-    box: Box = None,
-    max_cost: float = math.inf,
-    last: bool = False,
-) -> tuple[State, Info]:
-    """One outer step from theta_k. theta changes if and only if a trial was accepted; else `info.result` says why not.
-
-    `last`: certify theta_k and stop there.
-    """
-    meter = Meter(problem, method.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
-    gradient, norm, omega, delta, certificate = None, math.nan, math.inf, math.inf, "none"
-    judged = True
-    lower_floor = adjoint_floor = False
-    accepted, taken, result, known = None, math.nan, None, state.known
-    try:
-        while accepted is None:
-            # certify: x to eps, q to delta, then z and omega
-            accuracy = state.accuracy
-            if float(state.point.lower.error) > ROUNDED * accuracy.eps and not lower_floor:
+                # search: one trial, judged on intervals
+                trial, length = meter.move(state.theta, gradient.gradient, -memory.search.step, box)
+                if not length > 0:  # z is zero, or the step is lost in the rounding of theta, or every trial failed
+                    raise Stop(RESULTS.accuracy_floor if norm > 0 and judged else RESULTS.no_decrease)
+                if not fitted:
+                    memory, fitted = memory._replace(guesses=self._fit(meter, state, memory.guesses)), True
+                wanted = self.accuracy.trial(accuracy)
+                cap = self.linesearch.allowance(memory.work)
+                x = meter.call(guess, self.predictor, memory.guesses, state.theta, state.point.lower.x, trial)
                 spent = meter.counts.cost
-                point = meter.solve(state.theta, state.point.lower.x, accuracy.eps)
-                if float(point.lower.error) > ROUNDED * accuracy.eps:
-                    if point.lower.result != RESULTS.accuracy_floor:
-                        raise Stop(point.lower.result)
-                    lower_floor = True
-                state = dataclasses.replace(state, point=point, work=state.work + meter.counts.cost - spent)
-                gradient = None
-            if gradient is None or (delta > accuracy.delta and not adjoint_floor):
-                gradient = meter.differentiate(state.theta, state.point.lower, state.q, accuracy.delta)
-                adjoint_floor = bool(gradient.result == RESULTS.accuracy_floor)
-                omega, delta, certificate = float(gradient.error), float(gradient.delta), gradient.certificate
-                norm = float(gradient.norm)
-                if box is not None:
-                    _, norm = meter.move(SteepestDescent(), state.theta, gradient.gradient, 1.0, box)
-                state = dataclasses.replace(state, q=gradient.q)
-                known = (meter.counts, meter.seconds)
-            if norm + omega <= (state.tol if tol is None else tol) or norm + omega == 0:
-                raise Stop(RESULTS.converged)
-            if not method.accuracy.certifies(norm, omega):
-                # an error of exactly zero (x = 0, q = 0) is below every floor: nothing is left to ask for either
-                if (lower_floor or float(state.point.lower.error) == 0) and (adjoint_floor or delta == 0):
-                    raise Stop(RESULTS.accuracy_floor)
-                excess = omega / norm if norm > 0 else math.inf
-                accuracy = method.accuracy.update(accuracy, Event.CERTIFICATE_FAILED, excess)
-                state = dataclasses.replace(state, accuracy=accuracy)
-                continue
-            if math.isnan(state.tol):
-                first = DEFAULT_TOLERANCE * (norm + omega) if tol is None else tol
-                search = method.linesearch.init(norm, optax.tree.size(state.theta))
-                state = dataclasses.replace(state, tol=first, search=search)
-            if last:
-                raise Stop(RESULTS.max_steps_reached)
+                point = meter.solve(trial, x, wanted.eps, cap)
+                base, interval = _interval(state.point, accuracy), _interval(point, wanted)
+                judged = interval is not None
+                verdict, search = self.linesearch.judge(memory.search, base, interval, length)
+                if verdict is Verdict.ACCEPT:
+                    accepted, taken, event = (
+                        (trial, point, meter.counts.cost - spent),
+                        memory.search.step,
+                        Event.ACCEPTED,
+                    )
+                else:
+                    event = Event.TIGHTEN if verdict is Verdict.TIGHTEN else Event.REJECTED
+                    if judged:
+                        guesses = meter.call(observe, self.predictor, memory.guesses, trial, point.lower.x)
+                        memory = memory._replace(guesses=guesses)
+                memory = memory._replace(search=search, accuracy=self.accuracy.update(accuracy, event))
+                if event is Event.TIGHTEN:
+                    exact = float(state.point.lower.error) == 0  # then only the trial's accuracy is left to improve
+                    if lower_floor or (exact and point.lower.result == RESULTS.accuracy_floor):
+                        raise Stop(RESULTS.accuracy_floor)
+                    if memory.accuracy == accuracy:
+                        raise Stop(RESULTS.no_decrease)
+        except Stop as stop:
+            result = stop.result
 
-            # search: one trial, judged on intervals
-            trial, length = meter.move(method.direction, state.theta, gradient.gradient, state.search.step, box)
-            if not length > 0:  # z is zero, or the step is lost in the rounding of theta, or every trial failed
-                raise Stop(RESULTS.accuracy_floor if norm > 0 and judged else RESULTS.no_decrease)
-            wanted = method.accuracy.trial(accuracy)
-            cap = method.linesearch.allowance(state.work)
-            spent = meter.counts.cost
-            point = meter.solve(trial, state.point.lower.x, wanted.eps, cap)
-            base, interval = _interval(state.point, accuracy), _interval(point, wanted)
-            judged = interval is not None
-            verdict, search = method.linesearch.judge(state.search, base, interval, length)
-            if verdict is Verdict.ACCEPT:
-                accepted, taken, event = (trial, point, meter.counts.cost - spent), state.search.step, Event.ACCEPTED
-            else:
-                event = Event.TIGHTEN if verdict is Verdict.TIGHTEN else Event.REJECTED
-            state = dataclasses.replace(state, search=search, accuracy=method.accuracy.update(accuracy, event))
-            if event is Event.TIGHTEN:
-                exact = float(state.point.lower.error) == 0  # then only the trial's accuracy is left to improve
-                if lower_floor or (exact and point.lower.result == RESULTS.accuracy_floor):
-                    raise Stop(RESULTS.accuracy_floor)
-                if state.accuracy == accuracy:
-                    raise Stop(RESULTS.no_decrease)
-    except Stop as stop:
-        result = stop.result
+        value, value_error, eps = (
+            float(v) for v in (state.point.value, state.point.value_error, state.point.lower.error)
+        )
+        info = Info(
+            state.theta, state.steps, value, value_error, norm, omega, eps, delta, taken, *known, certificate, result
+        )  # fmt: skip
+        state = dataclasses.replace(
+            state, counts=meter.counts, seconds=meter.seconds, compile_seconds=meter.compile_seconds
+        )
+        if accepted is not None:
+            theta, point, work = accepted
+            known, memory = (state.counts, state.seconds), memory._replace(work=work)
+            state = dataclasses.replace(state, theta=theta, point=point, known=known, steps=state.steps + 1)
+        return dataclasses.replace(state, memory=memory), info
 
-    value, value_error, eps = (float(v) for v in (state.point.value, state.point.value_error, state.point.lower.error))
-    info = Info(
-        state.theta, state.steps, value, value_error, norm, omega, eps, delta, taken, *known, certificate, result
-    )  # fmt: skip
-    state = dataclasses.replace(
-        state, counts=meter.counts, seconds=meter.seconds, compile_seconds=meter.compile_seconds
-    )
-    if accepted is not None:
-        theta, point, work = accepted
-        known = (state.counts, state.seconds)
-        state = dataclasses.replace(state, theta=theta, point=point, work=work, known=known, steps=state.steps + 1)
-    return state, info
+    def _fit(self, meter: Meter, state: State, guesses: Any) -> Any:
+        """What the predictor remembers, fitted around a new base; or Stop."""
+        x, predictor = state.point.lower.x, self.predictor
+        if meter.left < predictor.cost:
+            raise Stop(RESULTS.max_cost_reached)
+        guesses = meter.call(observe, predictor, guesses, state.theta, x)
+        if predictor.cost > 0:
+            guesses = meter.call(fit, predictor, guesses, meter.problem, state.theta, x)
+            gradients = meter.counts.lower_gradients + predictor.cost
+            meter.counts = meter.counts._replace(lower_gradients=gradients)
+        return guesses
+
+
+@eqx.filter_jit
+def observe(predictor, memory, theta, x):
+    return predictor.observe(memory, theta, x)
+
+
+@eqx.filter_jit
+def fit(predictor, memory, problem, theta, x):
+    return predictor.fit(memory, problem, theta, x)
+
+
+@eqx.filter_jit
+def guess(predictor, memory, theta, x, trial):
+    return predictor.guess(memory, theta, x, trial)
 
 
 def _interval(point: Point, accuracy: Accuracy) -> Interval | None:

@@ -7,6 +7,9 @@
 Section 3 of arXiv 2308.10098, with actual residuals, and products with q bounded where the problem can.
 """
 
+import dataclasses
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -45,7 +48,8 @@ class Point(eqx.Module):
 class Hypergradient(eqx.Module):
     """z and omega >= ||z - grad f||; the adjoint q and its residual delta; the kind of certificate.
 
-    `certificate` is "proven", "probable" (||J|| by Lanczos: fails with probability at most 1e-10) or "estimated".
+    `per_eps` and `per_delta`: what omega gains with eps and with delta, to first order. `certificate` is "proven",
+    "probable" (||J|| by Lanczos: fails with probability at most 1e-10) or "estimated".
     """
 
     gradient: Vector
@@ -57,6 +61,8 @@ class Hypergradient(eqx.Module):
     lower_gradients: Count
     hessian_products: Count
     cross_products: Count
+    per_eps: Scalar
+    per_delta: Scalar
     certificate: str = eqx.field(static=True)
 
 
@@ -85,6 +91,44 @@ def evaluate(
     return Point(lower, value, error, below, norm_g_x, lower.certified and constants.L_upper is not None)
 
 
+def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) -> Point:
+    """The point with the adjoint-corrected interval, intersected with the one it has. Counts one Hessian product.
+
+        |f - (g(x) - <q, rho>)| <= delta eps + (L_g + M_H) eps^2 / 2,    delta = ||H q - grad_x g||    for any q
+
+    From grad_x g = H q - r, ||r|| = delta, and rho = rho(x) - rho(xhat) = H(x)(x - xhat) up to M_H eps^2 / 2 along q.
+    For a convex g the lower side needs no L_g. Without declared constants the point comes back as it was.
+    """
+    x, eps = point.lower.x, point.lower.error
+    constants = problem.constants(theta)
+    M_H = problem.bounds(x, theta, q, eps).M_H
+    if M_H is None or constants.L_upper is None:
+        return point
+    u = inequalities.unit_roundoff(eps.dtype)
+    Hq = hessian_product(problem, x, theta, q)
+    g_x = jax.grad(problem.upper)(x, theta)
+    norm_q, L = optax.tree.norm(q), point.lower.L
+    delta = inequalities.dual_norm(optax.tree.sub(Hq, g_x), constants.metric)
+    delta += inequalities.rounding(L, norm_q, optax.tree.norm(g_x), u)
+    terms = 0.0 if constants.rounding is None else constants.rounding
+    noise = norm_q * inequalities.rounding(L, optax.tree.norm(x), terms, u)
+    value = problem.upper(x, theta)
+    noise += u * math.sqrt(optax.tree.size(x)) * jnp.abs(value)
+    value -= optax.tree.vdot(q, point.lower.rho)
+    above = inequalities.corrected_error(delta, eps, M_H + constants.L_upper) + noise
+    below = inequalities.corrected_error(delta, eps, M_H) + noise if constants.convex_upper else above
+    low = jnp.maximum(point.value - point.below, value - below)
+    high = jnp.minimum(point.value + point.value_error, value + above)
+    half = jnp.maximum(high - low, 0) / 2 + 4 * u * jnp.abs(value)
+    return dataclasses.replace(point, value=(low + high) / 2, value_error=half, below=half)
+
+
+def correction_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
+    """What `correct` costs: a Hessian product, or nothing where it has nothing to offer."""
+    M_H = problem.bounds(x, theta, x, jnp.zeros((), jax.tree.leaves(x)[0].dtype)).M_H
+    return int(M_H is not None and problem.constants(theta).L_upper is not None)
+
+
 def certificate_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
     """What `differentiate` costs beside its conjugate gradients: J^T q, and whatever must be estimated."""
     declared = problem.bounds(x, theta, x, jnp.zeros((), jax.tree.leaves(x)[0].dtype))
@@ -106,7 +150,7 @@ def differentiate(
     solution = conjugate_gradients(
         lambda v: hessian_product(problem, x, theta, v),
         g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
-        metric=constants.metric,
+        metric=constants.metric, precondition=problem.preconditioner(x, theta),
     )  # fmt: skip
     q = solution.q
     z = optax.tree.sub(g_theta, cross_transpose_product(problem, x, theta, q))
@@ -134,6 +178,8 @@ def differentiate(
         lower_gradients=jnp.asarray(0, jnp.int32),
         hessian_products=solution.products + extra_hessian,
         cross_products=jnp.asarray(overhead - extra_hessian, jnp.int32),
+        per_eps=known.J * (known.M_H + L_upper) / lower.mu + known.M_J + L_upper_theta,
+        per_delta=known.J / lower.mu,
         certificate=certificate,
     )  # fmt: skip
 

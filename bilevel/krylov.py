@@ -37,6 +37,7 @@ def cg_iterations(
     u: float,
     max_products: Int[Array, ""],
     metric: Vector | None = None,
+    precondition: Callable[[Vector], Vector] | None = None,
 ) -> tuple[Vector, Int[Array, ""], Bool[Array, ""]]:
     """Conjugate gradients for H q = b from q with r = b - H q, until the recursive ||r|| <= target(q).
 
@@ -48,12 +49,16 @@ def cg_iterations(
     """
 
     def dual(r):
+        if precondition is not None:
+            s = precondition(r)
+            return s, optax.tree.vdot(r, s)
         s = r if metric is None else jax.tree.map(jnp.divide, r, metric)
         return s, optax.tree.vdot(r, s)
 
     def unfinished(carry):
-        q, _, _, rr, products, bad = carry
-        return (jnp.sqrt(rr) > target(q)) & (products < max_products) & ~bad
+        q, r, _, rr, products, bad = carry
+        norm = jnp.sqrt(rr) if precondition is None else dual_norm(r, metric)
+        return (norm > target(q)) & (products < max_products) & ~bad
 
     def step(carry):
         q, r, p, rr, products, _ = carry
@@ -84,6 +89,7 @@ def conjugate_gradients(
     u: float,
     max_products: Int[Array, ""],
     metric: Vector | None = None,
+    precondition: Callable[[Vector], Vector] | None = None,
 ) -> LinearSolution:
     """Solve H q = b until ||H q - b|| + u (L ||q|| + ||b||) <= delta, from q0, for symmetric H >= mu.
 
@@ -111,7 +117,9 @@ def conjugate_gradients(
         met = residual <= target(q) * (1 + 1e-6)
         done = met | bad | (products >= max_products) | ~(residual <= previous / 2) | (rounds >= MAX_ROUNDS)
         left = jnp.where(done, 0, max_products - 1 - products)
-        q, spent, now_bad = cg_iterations(product, q, r, target, mu=mu, L=L, u=u, max_products=left, metric=metric)
+        q, spent, now_bad = cg_iterations(
+            product, q, r, target, mu=mu, L=L, u=u, max_products=left, metric=metric, precondition=precondition
+        )
         return q, residual, products + spent, rounds + 1, bad | now_bad, done
 
     zero, false = jnp.asarray(0, jnp.int32), jnp.asarray(False)

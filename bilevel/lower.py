@@ -7,6 +7,7 @@ loop stops at the floor and the result says so.
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -27,16 +28,18 @@ Count = Int[Array, ""]
 class LowerSolution(eqx.Module):
     """`x`, a bound `error` >= ||x - xhat||, the `result`, and what it cost.
 
-    `residual` is ||rho||, in the metric if there is one; `mu`, `L` are the constants used; `certified` says that mu was
-    declared, not estimated.
+    `rho` is grad_x h at x, `residual` its norm, in the metric if there is one; `mu`, `L` are the constants used;
+    `floor` is the part of `error` that is rounding; `certified` says that mu was declared, not estimated.
     """
 
     x: Vector
+    rho: Vector
     error: Scalar
     residual: Scalar
     result: RESULTS
     mu: Scalar
     L: Scalar
+    floor: Scalar
     lower_gradients: Count
     hessian_products: Count
     certified: bool = eqx.field(static=True)
@@ -53,6 +56,8 @@ class LowerLevel(eqx.Module):
     max_cost: Count
     u: float = eqx.field(static=True)
     L_known: bool = eqx.field(static=True)
+
+    preconditioner: Callable[[Vector], Vector] | None
 
     def gradient(self, x: Vector) -> Vector:
         return lower_gradient(self.problem, x, self.theta)
@@ -148,7 +153,10 @@ def descend(
         mu = jnp.asarray(constants.mu, dtype)
     L = jnp.maximum(jnp.asarray(L if constants.L is None else constants.L, dtype), mu)
 
-    level = LowerLevel(problem, theta, mu, mu * eps, constants.metric, max_cost, u, constants.L is not None)
+    level = LowerLevel(
+        problem, theta, mu, mu * eps, constants.metric, max_cost, u, constants.L is not None,
+        problem.preconditioner(x0, theta),
+    )  # fmt: skip
     start = Iterate(
         x0,
         rho,
@@ -204,5 +212,15 @@ def descend(
     result = RESULTS.where(jnp.isfinite(it.dual), result, RESULTS.non_finite)
     result = RESULTS.where(mu > 0, result, RESULTS.not_strongly_convex)
     return LowerSolution(
-        it.x, error, it.dual, result, mu, it.L, it.lower_gradients, it.hessian_products, constants.mu is not None
+        it.x,
+        it.rho,
+        error,
+        it.dual,
+        result,
+        mu,
+        it.L,
+        noise / mu,
+        it.lower_gradients,
+        it.hessian_products,
+        constants.mu is not None,
     )

@@ -25,8 +25,22 @@ differentiate = eqx.filter_jit(hg.differentiate)
 move = eqx.filter_jit(projected_step)
 
 
-def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> tuple[int, int]:
-    """What a solve costs before its first step, and a certificate beside its conjugate gradients."""
+@eqx.filter_jit
+def assess(problem, solver, theta, x0, q, eps, max_cost):
+    """`evaluate`, and then the interval corrected by q."""
+    return hg.correct(problem, theta, hg.evaluate(problem, solver, theta, x0, eps, max_cost), q)
+
+
+class Overheads(NamedTuple):
+    """What a solve costs before its first step, a certificate beside its conjugate gradients, a corrected value."""
+
+    solve: int
+    certificate: int
+    correction: int
+
+
+def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> Overheads:
+    """From the shapes alone."""
     leaves, structure = jax.tree.flatten((problem, x, theta))
     shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) if eqx.is_array(v) else v for v in leaves)
     return _overheads(structure, tuple(shapes))
@@ -39,10 +53,11 @@ def _overheads(structure, shapes):
 
     def trace(problem, x, theta):
         size = sum(v.size for v in jax.tree.leaves(x))
-        cost.extend((overhead(problem, theta, size), hg.certificate_cost(problem, x, theta)))
+        certificate, correction = hg.certificate_cost(problem, x, theta), hg.correction_cost(problem, x, theta)
+        cost.extend((overhead(problem, theta, size), certificate, correction))
 
     eqx.filter_eval_shape(trace, problem, x, theta)
-    return tuple(cost)
+    return Overheads(*cost)
 
 
 class Stop(Exception):
@@ -106,23 +121,31 @@ class Meter:
         fields = [getattr(done, name, 0) for name in Counts._fields]
         self.counts = Counts(*(old + int(new) for old, new in zip(self.counts, jax.device_get(fields), strict=True)))
 
-    def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf) -> hg.Point:
-        """The lower level to eps, spending at most `cap` and what is left. A result of max_cost_reached means `cap`."""
-        start, _ = overheads(self.problem, x0, theta)
-        if self.left < start:
+    def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf, q: Vector | None = None) -> hg.Point:
+        """The lower level to eps, spending at most `cap` and what is left. A result of max_cost_reached means `cap`.
+
+        With q the value's interval is corrected by it.
+        """
+        known = overheads(self.problem, x0, theta)
+        correction = 0 if q is None else known.correction
+        if self.left < known.solve + correction:
             raise Stop(RESULTS.max_cost_reached)
-        cap = max(cap, start)
-        allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)), jnp.int32)
-        dtype = jax.tree.leaves(x0)[0].dtype
-        point = self._call(evaluate, self.problem, self.solver, theta, x0, jnp.asarray(eps, dtype), allowed)
+        cap = max(cap, known.solve + correction)
+        allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)) - correction, jnp.int32)
+        eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
+        if q is None:
+            point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed)
+        else:
+            point = self._call(assess, self.problem, self.solver, theta, x0, q, eps_, allowed)
         self.add(point.lower)
+        self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + correction)
         if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
             raise Stop(RESULTS.max_cost_reached)
         return point
 
     def differentiate(self, theta: Vector, lower: Any, q: Vector, delta: float) -> hg.Hypergradient:
         """The hypergradient with the adjoint to delta."""
-        if self.left < overheads(self.problem, lower.x, theta)[1] + 1:
+        if self.left < overheads(self.problem, lower.x, theta).certificate + 1:
             raise Stop(RESULTS.max_cost_reached)
         allowed = jnp.asarray(int(min(self.left, UNLIMITED)), jnp.int32)
         delta = jnp.asarray(delta, lower.error.dtype)
@@ -133,10 +156,14 @@ class Meter:
                 raise Stop(result)
         return gradient
 
-    def move(self, direction: Any, theta: Vector, z: Vector, alpha: float, box: Any) -> tuple[Vector, float]:
+    def move(self, theta: Vector, d: Vector, alpha: float, box: Any) -> tuple[Vector, float]:
         """P(theta + alpha d), and the length of that step."""
-        trial, length = self._call(move, direction, theta, z, jnp.asarray(alpha, jax.tree.leaves(z)[0].dtype), box)
+        trial, length = self._call(move, theta, d, jnp.asarray(alpha, jax.tree.leaves(d)[0].dtype), box)
         return trial, float(length)
+
+    def call(self, function: Any, *args: Any) -> Any:
+        """A jitted program that costs nothing."""
+        return self._call(function, *args)
 
 
 def _listen(event: str, duration: float, **_) -> None:

@@ -1,22 +1,26 @@
-"""The methods, composed: who decides the accuracy, the step and the direction, and who solves the lower level."""
+"""The methods, composed: who decides the accuracy and the step, and who solves the lower level."""
 
-import equinox as eqx
-
-from .accuracy import AbstractAccuracy, Adaptive, Fixed, Geometric, Polynomial, Scheduled
-from .direction import AbstractDirection, SteepestDescent
+from .accuracy import Adaptive, Fixed, Geometric, Polynomial, Scheduled
+from .descent import Method
 from .inputs import positive
-from .linesearch import AbstractLineSearch, CertifiedBacktracking, HOAGHeuristic
+from .linesearch import CertifiedBacktracking, HOAGHeuristic
 from .lower import AbstractLowerSolver
-from .solvers import Nesterov
+from .predict import AbstractPredictor, Previous
+from .quasi_newton import QuasiNewton
+from .solvers import LBFGS, Nesterov
 
 
-class Method(eqx.Module):
-    """A descent method. `maid()`, `hoag()` and `fixed_accuracy()` make the usual ones; compose others from parts."""
-
-    accuracy: AbstractAccuracy
-    linesearch: AbstractLineSearch
-    direction: AbstractDirection = SteepestDescent()
-    solver: AbstractLowerSolver = Nesterov()
+def quasi_newton(
+    eps: float | None = None,
+    delta: float | None = None,
+    step: float | None = None,
+    *,
+    solver: AbstractLowerSolver = LBFGS(),
+) -> QuasiNewton:
+    """Certified quasi-Newton descent, the default: MAID's certificates and acceptance with L-BFGS directions, corrected
+    values and predicted solutions; see the equations beside `QuasiNewton`. Arguments as in `maid`."""
+    positive(eps=eps, delta=delta, step=step)
+    return QuasiNewton(eps, delta, step, solver=solver)
 
 
 def maid(
@@ -25,16 +29,18 @@ def maid(
     step: float | None = None,
     *,
     solver: AbstractLowerSolver = Nesterov(),
+    predictor: AbstractPredictor = Previous(),
 ) -> Method:
     """MAID as published (arXiv 2308.10098), with actual residuals in its certificates, a cap on what a trial may cost,
     and a failed certificate followed by as many shrinkings at once as are sure to be needed (see `Adaptive`).
 
     `eps`, `delta`, `step`: initial accuracies and step, positive; chosen from the problem where left out. The method's
-    other constants have the paper's values; they are fields of `Adaptive` and `CertifiedBacktracking`.
+    other constants have the paper's values; they are fields of `Adaptive` and `CertifiedBacktracking`. `predictor`:
+    of a trial's x; the published one is `Previous()`, others may save some of the trial's cost, and decide nothing.
     Raises ValueError for values that are not positive and finite.
     """
     positive(eps=eps, delta=delta, step=step)
-    return Method(Adaptive(eps, delta), CertifiedBacktracking(step), solver=solver)
+    return Method(Adaptive(eps, delta), CertifiedBacktracking(step), solver, predictor)
 
 
 def hoag(

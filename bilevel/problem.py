@@ -6,6 +6,7 @@ h (`lower`) is mu(theta)-strongly convex and L(theta)-smooth in x; g is `upper`.
 """
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -88,6 +89,12 @@ class AbstractProblem(eqx.Module):
     def constants(self, theta: Vector) -> Constants:
         """What is known at theta. The default knows nothing, so everything is estimated and nothing certified."""
         return Constants()
+
+    def preconditioner(self, x: Vector, theta: Vector) -> Callable[[Vector], Vector] | None:
+        """v -> P^{-1} v for a symmetric positive P near H, cheap beside a gradient; None, the default, is the metric's
+        (see `Constants`). Newton-CG, L-BFGS and the adjoint's conjugate gradients use it. It changes what they cost,
+        never what is certified."""
+        return None
 
     def bounds(self, x: Vector, theta: Vector, q: Vector, radius: Scalar) -> Bounds:
         """The first-order constants, M_H = L_H ||q|| and M_J = L_J ||q|| unless a problem knows better."""

@@ -15,10 +15,10 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from . import checkpoint as checkpoints
-from .descent import Info, State, init, step
 from .inputs import make_box, prepare
 from .meter import Counts, overheads
-from .methods import Method, maid
+from .method import AbstractMethod, Info, State
+from .methods import quasi_newton
 from .problem import AbstractProblem
 from .results import RESULTS, Solution
 
@@ -28,7 +28,7 @@ COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "de
 def iterate(
     problem: AbstractProblem,
     theta0: PyTree,
-    method: Method | None = None,
+    method: AbstractMethod | None = None,
     *,
     tol: float | None = None,
     max_steps: int = 1000,
@@ -42,7 +42,7 @@ def iterate(
 
     Arguments as in `solve`; `state` goes on from one that was yielded before, with the same other arguments.
     """
-    method = maid() if method is None else method
+    method = quasi_newton() if method is None else method
     _check_limits(tol, max_steps, max_cost)
     problem, theta0, x0 = prepare(problem, theta0, x0)
     yield from _iterate(problem, theta0, method, tol, max_steps, max_cost, make_box(bounds, theta0), x0, state)
@@ -53,7 +53,7 @@ def _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
     result = None
     while result is None:
         last = state.steps >= max_steps
-        state, info = step(method, problem, state, tol=tol, box=box, max_cost=max_cost, last=last)
+        state, info = method.step(problem, state, tol=tol, box=box, max_cost=max_cost, last=last)
         result = info.result
         yield state, info
 
@@ -61,7 +61,7 @@ def _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
 def solve(
     problem: AbstractProblem,
     theta0: PyTree,
-    method: Method | None = None,
+    method: AbstractMethod | None = None,
     *,
     tol: float | None = None,
     max_steps: int = 1000,
@@ -79,7 +79,8 @@ def solve(
     **Arguments**
 
     - `problem`: an `AbstractProblem`; `theta0`: a pytree of floats, cast to the dtype of the problem's data.
-    - `method`: `maid()` (the default), `hoag(...)`, `fixed_accuracy(...)` or a `Method` of your own.
+    - `method`: `quasi_newton()` (the default), `maid()`, `hoag(...)`, `fixed_accuracy(...)`, `self_tuning()`, or one of
+      your own, an `AbstractMethod`.
     - `tol`: stop when ||z|| + omega <= tol, a bound on ||grad f|| (with bounds: on ||P(theta - grad f) - theta||, with
       the same P). Default: 1e-3 of its first value.
     - `max_steps`, `max_cost`: budgets in outer steps and in gradients and products; max_cost is never exceeded.
@@ -93,7 +94,7 @@ def solve(
 
     **Raises** ValueError or TypeError for inputs that cannot be run: NaN, shapes, dtypes, a missing checkpoint.
     """
-    method = maid() if method is None else method
+    method = quasi_newton() if method is None else method
     _check_limits(tol, max_steps, max_cost, every)
     problem, theta0, x0 = prepare(problem, theta0, x0)
     box = make_box(bounds, theta0)
@@ -181,10 +182,10 @@ def _show(bar, state, info):
 
 
 def _start(method, problem, theta0, x0, max_cost):
-    needed, _ = overheads(problem, x0, theta0)
+    needed = overheads(problem, x0, theta0).solve
     if max_cost < needed:
         raise ValueError(f"max_cost={max_cost} does not pay for the first gradient, which takes {needed}: raise it")
-    return init(method, problem, theta0, x0, max_cost)
+    return method.init(problem, theta0, x0, max_cost)
 
 
 def _check_limits(tol, max_steps, max_cost, every=1):

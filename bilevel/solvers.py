@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from . import secants
 from .krylov import cg_iterations
 from .lower import AbstractLowerSolver
 
@@ -42,7 +43,7 @@ class Nesterov(AbstractLowerSolver):
 
 
 class LBFGS(AbstractLowerSolver):
-    """x+ = x - t B grad h(x), B from the last secant pairs (optax), t from gradients alone.
+    """x+ = x - t B grad h(x), B from the last secant pairs, t from gradients alone.
 
     For convex h the slope phi'(t) = <grad h(x + t d), d> grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
     overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
@@ -53,28 +54,29 @@ class LBFGS(AbstractLowerSolver):
 
     def init(self, x, rho):
         zero = jnp.zeros_like(optax.tree.norm(x))
-        return self._direction().init(x), x, optax.tree.zeros_like(x), zero, zero
-
-    def _direction(self):
-        return optax.scale_by_lbfgs(memory_size=self.pairs)
+        nothing = optax.tree.zeros_like(x)
+        return secants.empty(x, self.pairs), x, nothing, nothing, zero, zero
 
     def step(self, level, it):
-        state, base, d, slope, t = it.memory
+        pairs, base, rho, d, slope, t = it.memory
+        precondition = level.preconditioner
         slope_t = optax.tree.vdot(it.rho, d)
 
         def accept():
-            d, new_state = self._direction().update(it.rho, state, it.x)
-            d = optax.tree.scale(-1, d)
+            new = secants.push(pairs, optax.tree.sub(it.x, base), optax.tree.sub(it.rho, rho), precondition)
+            # without any pair B_0 is P^{-1}, or a step that is short enough whatever the scale
+            unit = jnp.where((new.count > 0) | (precondition is not None), 1, 1 / it.L)
+            d = optax.tree.scale(-unit, secants.apply(new, it.rho, precondition))
             slope = optax.tree.vdot(it.rho, d)
             downhill = slope < 0
             d = optax.tree.where(downhill, d, optax.tree.scale(-1 / it.L, it.rho))
-            return new_state, it.x, d, jnp.where(downhill, slope, -(it.residual**2) / it.L), jnp.ones_like(t)
+            return new, it.x, it.rho, d, jnp.where(downhill, slope, -(it.residual**2) / it.L), jnp.ones_like(t)
 
         def shorten():
-            return state, base, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.1, 0.5)
+            return pairs, base, rho, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.1, 0.5)
 
         memory = lax.cond(slope_t <= -0.9 * slope, accept, shorten)
-        _, base, d, _, t = memory
+        _, base, _, d, _, t = memory
         return it.move(level, optax.tree.add_scale(base, t, d), memory)
 
 
@@ -101,7 +103,7 @@ class NewtonCG(AbstractLowerSolver):
             d, products, bad = cg_iterations(
                 lambda v: level.product(it.x, v), zeros, optax.tree.scale(-1, it.rho), lambda q: goal,
                 mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
-                metric=level.metric,
+                metric=level.metric, precondition=level.preconditioner,
             )  # fmt: skip
             return (it.x, d, it.dual, jnp.ones_like(t), begun), products, bad
 

@@ -94,7 +94,7 @@ def one(log: record.Log, problem: Quadratic, name: str, seed: int, budget: int) 
             "eps": float(x.error), "distance": np.linalg.norm(np.asarray(x.x) - reached.x),
             "value_error": info.value_error, "value_off": abs(info.value - here.value),
             "gradient_error": info.gradient_error, "delta": info.delta,
-            "gradient_off": np.linalg.norm(-J.T @ np.asarray(state.q) - here.gradient),
+            "gradient_off": np.linalg.norm(-J.T @ np.asarray(state.memory.q) - here.gradient),
         }  # fmt: skip
         if np.isnan(info.gradient_norm):  # the budget ended before this point's gradient was known
             row["gradient_off"] = np.nan

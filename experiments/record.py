@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import bilevel
-from bilevel.descent import Info
+from bilevel.method import Info
 
 HERE = Path(__file__).parent
 SHORT = 8  # thetas of at most so many numbers are written in every step

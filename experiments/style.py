@@ -17,6 +17,8 @@ MAX_FIGURE = 300_000  # bytes
 # One colour per method, the same in every figure (Okabe and Ito: told apart by colour-blind readers too).
 COLOURS = {
     "maid": "#0072B2",
+    "maid, boxed": "#003F66",
+    "quasi-newton": "#C1121F",
     "fixed 1e-1": "#B5B5B5",
     "fixed 1e-3": "#8A8A8A",
     "fixed 1e-5": "#5C5C5C",

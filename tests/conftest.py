@@ -10,6 +10,15 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a screen
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """What one file compiled no other file needs, and it is mapped memory: the kernel allows 65 530 maps a process, and
+    LLVM crashes at the next one."""
+    yield
+    jax.clear_caches()

@@ -122,6 +122,7 @@ def test_fixed_accuracy_decreases_the_true_f(eps):
 
 @pytest.mark.parametrize("method", [
     bilevel.maid(), bilevel.maid(1e2, 1e2, 100.0), bilevel.maid(1e-4, 1e-4, 1e-2), bilevel.fixed_accuracy(1e-3),
+    bilevel.quasi_newton(),
 ])  # fmt: skip
 def test_total_variation_decreases_the_true_f(method):
     """A problem with L_H, L_J > 0, against a dense Newton solve."""
@@ -299,7 +300,7 @@ def test_one_step_runs_as_designed():
     assert line.seen[0][0] == line.seen[1][0]
     assert line.seen[2][0].high - line.seen[2][0].low < line.seen[1][0].high - line.seen[1][0].low
     assert info.eps <= eps / 2 and info.delta <= eps / 2
-    assert state.accuracy.eps == pytest.approx(eps / 2 * 1.05)
+    assert state.memory.accuracy.eps == pytest.approx(eps / 2 * 1.05)
     z = (ONES - state.theta) / 1e-3
     error = np.linalg.norm(np.asarray(z) - problem.closed_form(ONES).gradient)
     assert error <= info.gradient_error * (1 + 1e-9) + 1e-10
@@ -341,7 +342,9 @@ def test_a_constant_step_composes_into_a_method():
 # --- how it ends
 
 
-@pytest.mark.parametrize("method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-9)])
+@pytest.mark.parametrize(
+    "method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-9), bilevel.quasi_newton()]
+)
 @pytest.mark.parametrize("tol", [1e-1, 1e-3])
 def test_a_tolerance_met_holds_for_the_true_gradient(method, tol):
     """Result converged means ||grad f|| <= tol, by the closed form."""
@@ -370,7 +373,9 @@ def test_the_default_tolerance_is_relative_to_the_first_bound():
     assert before > 1e-3 * first
 
 
-@pytest.mark.parametrize("method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-4)])
+@pytest.mark.parametrize(
+    "method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-4), bilevel.quasi_newton()]
+)
 def test_max_cost_is_never_exceeded_and_the_last_accepted_point_returned(method):
     """For every budget, small to large: spent <= budget, and theta is where the free run was after as many steps."""
     problem = quadratic()
@@ -460,7 +465,9 @@ class Follow(bilevel.AbstractProblem):
         return bilevel.Constants(mu=1.0, L=1.0, L_upper=1.0, L_hessian=0.0, L_cross=0.0, convex_upper=True)
 
 
-@pytest.mark.parametrize("method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-3)])
+@pytest.mark.parametrize(
+    "method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-3), bilevel.quasi_newton()]
+)
 @pytest.mark.parametrize("optimum", [[0.0, 0.0], [1.0, 2.0]])
 def test_a_start_that_is_optimal_already_ends_at_once(method, optimum):
     """z = 0, or even g = h = 0 with all errors zero: no division by zero, no endless tightening, theta untouched."""

@@ -116,7 +116,7 @@ class Undeclared(AbstractProblem):
 
 def test_bounds_are_not_traced_again():
     problem = Undeclared(np.full(3, 2.0))
-    bilevel.solve(problem, np.zeros(3), max_cost=500)
+    bilevel.solve(problem, np.full(3, 0.5), max_cost=500)
     before = Undeclared.traces
     bilevel.solve(problem, np.ones(3), max_cost=600)
     assert before > 0 and Undeclared.traces == before
@@ -190,6 +190,6 @@ def test_skipping_checks_finds_the_published_accuracies():
     for rule in (Adaptive(1e3, 1e3), OneAtATime(Adaptive(1e3, 1e3))):
         method = Method(rule, CertifiedBacktracking(1e-2))
         runs.append([s for s, _ in bilevel.iterate(small_tv(), np.array([-2.0, -4.0]), method, max_steps=6)])
-    asked = np.array([[(s.accuracy.eps, s.accuracy.delta) for s in run] for run in runs])
+    asked = np.array([[(s.memory.accuracy.eps, s.memory.accuracy.delta) for s in run] for run in runs])
     np.testing.assert_allclose(asked[0], asked[1], rtol=1e-12)
     assert runs[0][-1].counts.cost < runs[1][-1].counts.cost

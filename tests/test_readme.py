@@ -12,15 +12,16 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", (ROOT / "READM
 NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
-@pytest.mark.parametrize("code, printed", EXAMPLES, ids=["tv", "own problem"])
+@pytest.mark.parametrize("code, printed", EXAMPLES, ids=["tv", "own problem", "self-tuning"])
 def test_readme(code, printed):
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""  # no progress bar off a terminal
     assert re.sub(NUMBER, "#", run.stdout) == re.sub(NUMBER, "#", printed)
     for now, then in zip(re.findall(NUMBER, run.stdout), re.findall(NUMBER, printed), strict=True):
-        # a bound may move by a factor between versions of JAX, a value may not
-        assert float(now) == pytest.approx(float(then), rel=2.0 if "e" in then else 5e-3)
+        # a bound may move by a factor between versions of JAX, a value may not, a network's loss a little
+        tolerance = 2.0 if "e" in then else 0.25 if f"about {then}" in printed else 5e-3
+        assert float(now) == pytest.approx(float(then), rel=tolerance)
 
 
 def test_every_example_shows_its_output():

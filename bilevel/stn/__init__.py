@@ -1,5 +1,6 @@
 """Self-Tuning Networks: a network whose hyperparameters are tuned while it is trained, in one run.
 
+`FittedResponse` and `self_tuning` are the same idea for a problem of `bilevel`, whose lower level is solved.
 Sources: arXiv 1903.03088 (STN), arXiv 2010.13514 (Delta-STN).
 """
 
@@ -12,7 +13,10 @@ from .dropout import Dropout as Dropout
 from .dropout import EmbeddingDropout as EmbeddingDropout
 from .epochs import OUTCOMES as OUTCOMES
 from .penalty import squared_norm as squared_norm
+from .response import FittedResponse as FittedResponse
 from .schedule import Schedule as Schedule
+from .self_tuning import SelfTuning as SelfTuning
+from .self_tuning import self_tuning as self_tuning
 from .space import Integer as Integer
 from .space import Positive as Positive
 from .space import Rate as Rate

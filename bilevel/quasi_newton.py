@@ -1,0 +1,350 @@
+"""Certified quasi-Newton descent: MAID's certificates, better directions, and accuracy where a decision needs it.
+
+    certify:  solve the lower level to eps and the adjoint to delta until  omega <= C ||z||.
+    direct:   d = -B z, B by L-BFGS from accepted points; -z where <z, d> is not clearly negative.
+    search:   theta+ = P(theta + alpha d). The two value intervals are refined until they decide between
+                  upper(theta+) - lower(theta) <= lambda <z, theta+ - theta>       accept: f itself has decreased
+                  lower(theta+) - upper(theta) >  lambda <z, theta+ - theta>       shrink alpha
+
+Both intervals are corrected by the base's adjoint q, |f - (g(x) - <q, rho>)| <= delta eps + (L_g + M_H) eps^2 / 2, so
+they are of second order in eps at the base and nearly so close to it. A trial is solved from a guess by the affine
+response through the points solved before, and only as accurately as the expected decrease asks.
+
+||grad f|| <= (1 + C) ||z|| at every step, so z -> 0 is stationarity. Where no step along z's descent directions is
+accepted, C falls to below one: then -z is a certified direction of descent, and short enough steps along it are
+accepted, as in MAID. C is above one because the bound omega is 25 to 800 times the error that it bounds.
+
+Certificates as in arXiv 2308.10098; the value's correction is the adjoint-weighted residual of goal-oriented error
+estimation (Becker, Rannacher 2001), with its remainder bounded.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import secants
+from .direction import keep_certifiable, projected_step, quasi_newton_direction
+from .hypergradient import Hypergradient, Point
+from .lower import AbstractLowerSolver
+from .meter import Counts, Meter, Stop, overheads
+from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
+from .predict import AbstractPredictor, Secants
+from .problem import Vector
+from .results import RESULTS
+from .solvers import LBFGS
+
+# y = z+ - z is meaningless where its error could be all of it; omega is some hundred times the error of z.
+MEANINGLESS = 0.01
+
+
+class Memory(NamedTuple):
+    """The adjoint q; the accuracies to ask for next; the pairs, and the last (theta, z, omega), where the next one
+    starts; what the predictor knows; `length` of the last step; `width`, a trial's interval over its eps; `work`, the
+    cost of the last accepted solve; `grow`, the first alpha to try."""
+
+    q: Vector
+    eps: float
+    delta: float
+    pairs: secants.Pairs
+    last: tuple[Vector, Vector, float]
+    guesses: Any
+    length: float
+    width: float
+    work: int
+    grow: float
+
+
+class QuasiNewton(AbstractMethod):
+    """See the equations above; `quasi_newton()` makes it.
+
+    **Attributes**
+
+    - `eps`, `delta`, `first`: the first accuracies and step, chosen from the problem where left out.
+    - `C`: omega <= C ||z|| is asked of z. - `decrease`: lambda. - `pairs`: how many L-BFGS keeps.
+    - `solver`: of the lower level. - `predictor`: of a trial's x.
+    """
+
+    eps: float | None = None
+    delta: float | None = None
+    first: float | None = None
+    C: float = 3.0
+    decrease: float = 1e-4
+    pairs: int = eqx.field(static=True, default=100)
+    solver: AbstractLowerSolver = LBFGS()
+    predictor: AbstractPredictor = Secants()
+
+    def init(self, problem, theta0, x0, max_cost=math.inf):
+        meter = Meter(problem, self.solver, Counts(), 0.0, 0.0, max_cost)
+        point = meter.solve(theta0, x0, math.inf)
+        error, norm_g_x = float(point.lower.error), float(point.norm_g_x)
+        # a tenth of the starting error; a start that is solved says nothing, then a value known to a thousandth will do
+        start = max(error / 10, 1e-3 * abs(float(point.value)) / norm_g_x if norm_g_x > 0 else 0.0) or 1.0
+        eps = start if self.eps is None else self.eps
+        delta = (norm_g_x / 10 or 1.0) if self.delta is None else self.delta
+        zeros = optax.tree.zeros_like(theta0)
+        memory = Memory(
+            optax.tree.zeros_like(x0), eps, delta, secants.empty(theta0, self.pairs),
+            (zeros, zeros, math.inf), self.predictor.init(theta0, x0), math.nan, norm_g_x, meter.counts.cost, 1.0,
+        )  # fmt: skip
+        known = (meter.counts, meter.seconds)
+        return State(theta0, point, memory, math.nan, 0, meter.counts, meter.seconds, meter.compile_seconds, known)
+
+    def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
+        meter = Meter(problem, self.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
+        run = _Step(self, meter, state, box, tol)
+        accepted = result = None
+        C = self.C
+        try:
+            while accepted is None:
+                run.certify(C)
+                if last:
+                    raise Stop(RESULTS.max_steps_reached)
+                accepted = run.search()
+                if accepted is None:
+                    if C < 1:  # -z itself is certified to descend, and no step along it could be shown to
+                        raise Stop(RESULTS.accuracy_floor if run.judged else RESULTS.no_decrease)
+                    C = 0.5
+                    run.forget()
+        except Stop as stop:
+            result = stop.result
+        return run.finish(accepted, result)
+
+
+class _Step:
+    """One outer step: the base point, which gets more accurate as decisions need it."""
+
+    def __init__(self, method: QuasiNewton, meter: Meter, state: State, box: Any, tol: float | None):
+        self.method, self.meter, self.state, self.box = method, meter, state, box
+        self.memory: Memory = state.memory
+        self.theta, self.point = state.theta, state.point
+        self.tol = state.tol if tol is None else tol
+        self.gradient: Hypergradient | None = None
+        self.norm, self.omega, self.delta, self.certificate = math.nan, math.inf, math.inf, "none"
+        self.lower_floor = self.adjoint_floor = self.judged = False
+        self.known, self.alpha = state.known, math.nan
+
+    def certify(self, C: float) -> None:
+        """z with omega <= C ||z||, or Stop."""
+        eps, delta, share = self.memory.eps, self.memory.delta, 0.4
+        if not math.isfinite(float(self.point.lower.error)):
+            raise Stop(self.point.lower.result)
+        while True:
+            if float(self.point.lower.error) > ROUNDED * eps and not self.lower_floor:
+                self.refine(eps)
+                self.gradient = None
+            if self.gradient is None or (float(self.gradient.delta) > ROUNDED * delta and not self.adjoint_floor):
+                self.gradient = self.meter.differentiate(self.theta, self.point.lower, self.memory.q, delta)
+                self.adjoint_floor = bool(self.gradient.result == RESULTS.accuracy_floor)
+                self.memory = self.memory._replace(q=self.gradient.q)
+                self.omega, self.norm = float(self.gradient.error), float(self.gradient.norm)
+                self.delta, self.certificate = float(self.gradient.delta), self.gradient.certificate
+                if self.box is not None:
+                    _, self.norm = self.meter.move(self.theta, self.gradient.gradient, -1.0, self.box)
+                self.known = (self.meter.counts, self.meter.seconds)
+            if math.isnan(self.tol):
+                self.tol = DEFAULT_TOLERANCE * (self.norm + self.omega)
+            if self.norm + self.omega <= self.tol or self.norm + self.omega == 0:
+                self.correct()
+                raise Stop(RESULTS.converged)
+            wanted = C * self.norm
+            if self.norm < 0.9 * self.tol:  # all that is missing is the certificate
+                wanted = min(wanted, self.tol - self.norm)
+            if self.omega <= wanted:
+                break
+            if (self.lower_floor or float(self.point.lower.error) == 0) and (
+                self.adjoint_floor or float(self.gradient.delta) == 0
+            ):
+                raise Stop(RESULTS.accuracy_floor)
+            # omega ~ per_eps eps + per_delta delta: each gets its share of what is wanted, and less at every repetition
+            eps, delta = (
+                min(eps, self.affords("eps", share * wanted)),
+                min(delta, self.affords("delta", share * wanted)),
+            )
+            share /= 2
+        # what the next point is asked for first: the same, in the hope of a norm half as large
+        wanted = 0.2 * self.method.C * self.norm
+        self.memory = self.memory._replace(eps=self.affords("eps", wanted), delta=self.affords("delta", wanted))
+
+    def affords(self, name: str, share: float) -> float:
+        """The eps, or delta, whose part of omega is `share`."""
+        per = float(getattr(self.gradient, f"per_{name}"))
+        return share / per if per > 0 else math.inf
+
+    def correct(self) -> None:
+        """The base's interval corrected by its own adjoint, where that is possible and can be paid for."""
+        known = overheads(self.meter.problem, self.point.lower.x, self.theta)
+        if known.correction and self.meter.left >= known.solve + known.correction:
+            self.point = self.meter.solve(self.theta, self.point.lower.x, math.inf, q=self.memory.q)
+
+    def refine(self, eps: float, q: Vector | None = None) -> None:
+        """The base to eps."""
+        point = self.meter.solve(self.theta, self.point.lower.x, eps, q=q)
+        if float(point.lower.error) > ROUNDED * eps:
+            if point.lower.result != RESULTS.accuracy_floor:
+                raise Stop(point.lower.result)
+            self.lower_floor = True
+        self.point = point
+
+    def direction(self) -> tuple[Vector, float]:
+        """d and the first alpha."""
+        theta, z, memory = self.theta, self.gradient.gradient, self.memory
+        if self.state.steps > 0:
+            theta_last, z_last, omega_last = memory.last
+            pairs, learnt = self.meter.call(
+                learn, memory.pairs, theta, z, theta_last, z_last, self.number(MEANINGLESS * (self.omega + omega_last))
+            )
+            # no curvature seen: the step was too short for it, or f is concave along it
+            memory = memory._replace(pairs=pairs, grow=1.0 if learnt else 2 * memory.grow)
+        self.memory = memory._replace(last=(theta, z, self.omega))
+        d, norm, used = self.meter.call(direct, self.memory.pairs, theta, z, self.box)
+        length, norm = self.memory.length, float(norm)
+        if not norm > 0:
+            raise Stop(RESULTS.accuracy_floor)
+        if math.isnan(length):  # a move of about one for each hyperparameter
+            first = self.method.first
+            return d, math.sqrt(optax.tree.size(theta)) / norm if first is None else first
+        if not used:
+            return d, 2 * length / norm
+        return d, min(self.memory.grow, 10 * length / norm)
+
+    def move(self, d: Vector, alpha: float, wall: float) -> tuple[Vector, float]:
+        """The trial at alpha, and its distance."""
+        alpha, wall = self.number(alpha), self.number(wall)
+        trial, length = self.meter.call(move, self.meter.problem, self.theta, d, alpha, self.box, wall)
+        return trial, float(length)
+
+    def number(self, value: float) -> Any:
+        return jnp.asarray(value, self.point.value.dtype)
+
+    def forget(self) -> None:
+        """No pairs, no step length that was right: steepest descent from a step like the last."""
+        self.memory = self.memory._replace(pairs=secants.empty(self.theta, self.method.pairs))
+
+    def search(self) -> tuple[Vector, Point, int, float] | None:
+        """The trial accepted, with its cost and length; None when steps and accuracies have shrunk in vain."""
+        method, meter = self.method, self.meter
+        self.correct()
+        d, alpha = self.direction()
+        predictor = method.predictor
+        guesses = meter.call(observe, predictor, self.memory.guesses, self.theta, self.point.lower.x)
+        self.memory = self.memory._replace(guesses=guesses)
+        cap = max(250, 2 * self.memory.work)
+        # log(L/mu) where rounding takes a thirtieth of what omega may be, to first order; that may lie below the base's
+        floor = float(self.point.lower.floor * self.gradient.per_eps)
+        room = math.log(method.C * self.norm / 30 / floor) if floor > 0 else math.inf
+        wall = math.log(float(self.point.lower.L / self.point.lower.mu)) + room
+        for attempt in range(12):
+            if attempt == 4:  # the wall may be what is in the way
+                wall = math.inf
+            trial, length = self.move(d, alpha, wall)
+            slope = -float(meter.call(directional, self.gradient.gradient, trial, self.theta))
+            if not length > 0 or not slope > 0:
+                if wall == math.inf:
+                    return None
+                wall = math.inf
+                continue
+            x = meter.call(guess, predictor, self.memory.guesses, self.theta, self.point.lower.x, trial)
+            spent = meter.counts.cost
+            verdict, point = self.compare(trial, x, slope, cap)
+            if verdict == "accept":
+                self.alpha = alpha
+                return trial, point, meter.counts.cost - spent, length
+            if verdict == "floor":
+                return None
+            self.judged |= verdict != "capped"
+            if verdict == "capped":
+                alpha *= 0.1
+                continue
+            guesses = meter.call(observe, predictor, self.memory.guesses, trial, point.lower.x)
+            self.memory = self.memory._replace(guesses=guesses)
+            rise = float(point.value) - float(self.point.value)
+            # the minimiser of the parabola through both values and the slope
+            alpha *= min(max(slope / (2 * (rise + slope)) if rise + slope > 0 else 0.5, 0.1), 0.5)
+        return None
+
+    def compare(self, trial: Vector, x: Vector, slope: float, cap: float) -> tuple[str, Point]:
+        """Refine the intervals of trial and base until one verdict is certain: accept, worse, capped or floor."""
+        meter, q, target = self.meter, self.memory.q, -self.method.decrease * slope
+        # a quarter of half the slope, which a step to a parabola's minimum gains
+        eps, start = slope / 8 / self.memory.width if self.memory.width > 0 else math.inf, meter.counts.cost
+        while True:
+            point = meter.solve(trial, x, eps, cap - (meter.counts.cost - start), q=q)
+            error = float(point.lower.error)
+            floor = bool(point.lower.result == RESULTS.accuracy_floor)
+            half = float(point.value_error)
+            if not math.isfinite(half) or (error > ROUNDED * eps and not floor):
+                return "capped", point
+            if error > 0:
+                self.memory = self.memory._replace(width=half / error)
+            while True:
+                change = float(point.value) - float(self.point.value)
+                base = float(self.point.value_error)
+                if change + half + base <= target:
+                    return "accept", point
+                if change - half - base > target:
+                    return "worse", point
+                gap = abs(change - target)
+                if base <= max(half, gap / 4) or self.lower_floor:
+                    break
+                self.refine(float(self.point.lower.error) * min(0.5, max(1e-3, gap / 4 / base)), q)
+            if floor or error == 0:
+                return "floor", point
+            x, eps = point.lower.x, error * min(0.5, max(1e-3, gap / 4 / half) if half > 0 else 0.5)
+
+    def finish(self, accepted: Any, result: RESULTS | None) -> tuple[State, Info]:
+        meter, memory, point = self.meter, self.memory, self.point
+        value, value_error, eps = (float(v) for v in (point.value, point.value_error, point.lower.error))
+        info = Info(
+            self.theta, self.state.steps, value, value_error, self.norm, self.omega, eps, self.delta, self.alpha,
+            *self.known, self.certificate, result,
+        )  # fmt: skip
+        theta, steps, known = self.theta, self.state.steps, self.state.known
+        if accepted is not None:
+            theta, point, work, length = accepted
+            memory = memory._replace(work=work, length=length)
+            steps, known = steps + 1, (meter.counts, meter.seconds)
+        state = State(theta, point, memory, self.tol, steps, meter.counts, meter.seconds, meter.compile_seconds, known)
+        return state, info
+
+
+@eqx.filter_jit
+def learn(pairs, theta, z, theta_last, z_last, noise):
+    """The pairs with the last step's, and whether that told a positive curvature."""
+    s, y = optax.tree.sub(theta, theta_last), optax.tree.sub(z, z_last)
+    y = optax.tree.where(optax.tree.norm(y) > noise, y, optax.tree.zeros_like(y))
+    new = secants.push(pairs, s, y)
+    return new, new.count > pairs.count
+
+
+@eqx.filter_jit
+def direct(pairs, theta, z, box):
+    return quasi_newton_direction(pairs, theta, z, box)
+
+
+@eqx.filter_jit
+def move(problem, theta, d, alpha, box, wall):
+    trial, _ = projected_step(theta, d, alpha, box)
+    trial = keep_certifiable(problem, trial, wall)
+    if box is not None:
+        trial = jax.tree.map(jnp.clip, trial, *box)
+    return trial, optax.tree.norm(optax.tree.sub(trial, theta))
+
+
+@eqx.filter_jit
+def directional(z, trial, theta):
+    """<z, trial - theta>."""
+    return optax.tree.vdot(z, optax.tree.sub(trial, theta))
+
+
+@eqx.filter_jit
+def observe(predictor, memory, theta, x):
+    return predictor.observe(memory, theta, x)
+
+
+@eqx.filter_jit
+def guess(predictor, memory, theta, x, trial):
+    return predictor.guess(memory, theta, x, trial)
