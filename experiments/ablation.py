@@ -27,13 +27,13 @@ from tqdm import tqdm
 from bilevel import stn
 
 SEEDS, EPOCHS = (0, 1, 2), 20
-DELTA = partial(stn.delta_stn, fashion.ADAM)
+DELTA = partial(stn.delta_stn, fashion.ADAM["MLP"])
 METHODS = {
     "Delta-STN": DELTA(),
     "not linearised": DELTA(linearised=False),
     "nor decoupled": DELTA(linearised=False, decoupled=False),
     "nor centred": DELTA(linearised=False, decoupled=False, centred=False),
-    "STN": stn.stn(fashion.ADAM),
+    "STN": stn.stn(fashion.ADAM["MLP"]),
     "fixed scales": DELTA(learn_scales=False),
     "no entropy": DELTA(entropy=0.0),
     "ten times the entropy": DELTA(entropy=1e-2),
@@ -61,7 +61,7 @@ def one(log: record.Log, run: str, method: str, seed: int, packaged: bool, epoch
     losses = (fashion.train_loss, fashion.valid_loss, train, valid)
     options = {"key": key, "epochs": epochs, "batch_size": fashion.BATCH, "progress": False, "callback": callback}
     if method == UNTUNED:
-        found = stn.replay(model, stn.Schedule.fixed(**fashion.starts(space)), *losses, fashion.ADAM, **options)
+        found = stn.replay(model, stn.Schedule.fixed(**fashion.starts(space)), *losses, fashion.ADAM["MLP"], **options)
     else:
         network = stn.convert(model, space, key=jax.random.fold_in(key, 1))
         found = stn.tune(network, space, *losses, METHODS[method], **options)

@@ -20,6 +20,7 @@ import fashion
 import jax
 import jax.numpy as jnp
 import language
+import lstm
 import numpy as np
 import optax
 import record
@@ -54,7 +55,7 @@ def image_case(network: type, side: int) -> Case:
     model = network(side, KEY)
     batch = jax.random.uniform(KEY, (fashion.BATCH, 1, side, side)), jnp.arange(fashion.BATCH, dtype=jnp.int32) % 10
     losses = fashion.train_loss, fashion.valid_loss
-    return Case(model, fashion.space(model, side), stn.convert, losses, batch, fashion.ADAM)
+    return Case(model, fashion.space(model, side), stn.convert, losses, batch, fashion.ADAM[network.__name__])
 
 
 def language_case(
@@ -68,8 +69,7 @@ def language_case(
     words = jax.random.randint(KEY, (batch, length + 1), 0, vocabulary, jnp.int32)
     losses = language.train_loss, language.valid_loss
     windows = language.Windows(words[:, :-1], words[:, 1:])
-    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3))
-    return Case(model, space, convert, losses, windows, clipped)
+    return Case(model, space, convert, losses, windows, lstm.WEIGHTS)
 
 
 def cases(smoke: bool) -> dict[str, Callable[[], Case]]:

@@ -175,7 +175,7 @@ def test_bounds_shrink_like_eps(draw, count):
     problem, theta = draw(np.random.default_rng(7), F64)
     theta = jnp.clip(theta, -2, 0)
     eps, x0 = jnp.geomspace(1e-2, 1e-9, count), problem.guess(theta)
-    point, z = run(Nesterov(), *stack([(problem, theta)] * count), eps, eps, *stack([(x0, 0 * x0)] * count))
+    point, z, _ = run(Nesterov(), *stack([(problem, theta)] * count), eps, eps, *stack([(x0, 0 * x0)] * count))
     slopes = [np.polyfit(np.log(eps), np.log(error), 1)[0] for error in (z.error, point.value_error)]
     print("slopes", slopes)
     assert np.all(np.abs(np.array(slopes) - 1) < 0.1)
@@ -193,7 +193,7 @@ def test_estimates_say_so_and_mostly_hold(draw, declared, count):
     problem, theta = stack(draws)
     eps, delta = (log_uniform(rng, 1e-8, 1, count, F64) for _ in range(2))
     x0 = jax.vmap(lambda x: x + 0.1)(jnp.asarray(exact.x))
-    point, z = jax.device_get(run(Nesterov(), Undeclared(problem, declared), theta, eps, delta, x0, 0 * x0))
+    point, z, _ = jax.device_get(run(Nesterov(), Undeclared(problem, declared), theta, eps, delta, x0, 0 * x0))
     assert not point.certified and point.lower.certified == ("mu" in declared) and z.certificate == "estimated"
     errors = distances(point.lower.x, exact.x), np.abs(point.value - exact.value), distances(z.gradient, exact.gradient)
     bounds = point.lower.error, point.value_error, z.error
