@@ -96,11 +96,11 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
 
 
 def value_at(run: record.Run, cost: float) -> float:
-    """The upper end of the value's interval at the last point known at that cost; nan beyond the run's end."""
-    known = np.flatnonzero(run.steps["cost"] <= cost)
-    if not len(known) or run.steps["cost"][-1] < 0.9 * cost:
+    """The least upper end of f's interval among the points accepted within that cost; nan beyond the run's end."""
+    known = run.judged["cost"] <= cost
+    if not known.any() or run.end["cost"] < 0.9 * cost:
         return np.nan
-    return float((run.steps["value"] + run.steps["value_error"])[known[-1]])
+    return float(run.judged["high"][known].min())
 
 
 def report(runs: dict[str, record.Run]) -> None:

@@ -94,7 +94,8 @@ def solve(
     """`bilevel.solve`, written to a log as it goes; a run that was interrupted goes on where its checkpoint stands.
 
     `judge(theta, x)`, not counted, measures what the method itself does not know (accuracy on a test set, the exact
-    value) whenever the cost has grown by 10^(1/8) since the last time, and at the end.
+    value) whenever the cost has grown by 10^(1/8) since the last time, and at the end. `low` and `high` beside it are
+    the ends of the interval in which f lies, as the method knew it when it accepted theta.
     """
     log.checkpoints.mkdir(exist_ok=True)
     checkpoint = log.checkpoints / f"{log.path.stem}, {run}.npz"
@@ -104,15 +105,17 @@ def solve(
         log.write("config", run, **_small(theta0, "theta0"), **limits, **config, **environment())
     next_judgement = 0.0
 
-    def judged(k, cost, theta, x):
+    def judged(state):
         nonlocal next_judgement
+        cost, point = state.counts.cost, state.point
         if judge is not None and cost >= next_judgement:
             next_judgement = max(cost, 1) * 10 ** (1 / PER_DECADE)
-            log.write("judged", run, k=k, cost=cost, **judge(theta, x))
+            ends = {"low": float(point.value - point.below), "high": float(point.value + point.value_error)}
+            log.write("judged", run, k=state.steps, cost=cost, **ends, **judge(state.theta, point.lower.x))
 
     def callback(state, info):
         log.write("step", run, **_row(info))
-        judged(state.steps, state.counts.cost, state.theta, state.point.lower.x)
+        judged(state)
 
     solution = bilevel.solve(
         problem, theta0, method, callback=callback, checkpoint=checkpoint, resume=resume, **options
@@ -120,7 +123,7 @@ def solve(
     state, next_judgement = solution.state, 0.0
     last = {name: column[-1].item() for name, column in solution.history.items()}  # unseen where the budget ended it
     log.write("step", run, k=state.steps, **{n: v for n, v in last.items() if n != "x"}, **_small(solution.theta))
-    judged(state.steps, state.counts.cost, state.theta, state.point.lower.x)
+    judged(state)
     log.write("end", run, **summary(solution))
     checkpoint.unlink()
     return solution
