@@ -13,6 +13,10 @@ Every kernel repeats inside one compiled loop, as in the solvers: no dispatch is
 turn to turn (for the Hessian product, as in conjugate gradients, all that depends on x alone) is computed once.
 `plain` is the same energy under `jax.grad`, without the hand-written rules of `problems.TotalVariation`. Random images.
 Numbers are medians over the rounds; "(best)" compares the fastest rounds, for a machine that others use as well.
+
+Logistic regression at MNIST's size (60 000 x 144, 10 classes) is bound by arithmetic: the floor of its gradient and of
+its Hessian product is two products of the features with ten columns at the rate of NumPy's product of square matrices.
+Reading the features once, at NumPy's copy rate, is less. `plain` is the definition under `jax.grad`.
 `make bench`, or `python experiments/bench_kernels.py`.
 """
 
@@ -31,13 +35,14 @@ from jax import lax
 import bilevel
 from bilevel.lower import descend
 from bilevel.problem import hessian_product, lower_gradient
-from problems import TotalVariation
+from problems import LogisticRegression, TotalVariation
 
 jax.config.update("jax_enable_x64", True)
 
 THETA = (-2.1, -4.6)  # about the optimum of the paper's experiment
 SIZES = {(25, 96, 96): 40, (20, 256, 256): 10}  # and the turns of a loop
 ARRAYS = {"gradient": 3, "Hessian product": 3, "step": 5}
+ROWS, FEATURES, CLASSES, LOGISTIC_TURNS = 60_000, 144, 10, 10
 
 
 class Plain(TotalVariation):
@@ -48,6 +53,15 @@ class Plain(TotalVariation):
         dx, dy = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
         roots = jnp.sum(jnp.sqrt(dx**2 + nu**2)) + jnp.sum(jnp.sqrt(dy**2 + nu**2))
         return jnp.sum((x - self.noisy) ** 2) / 2 + w * roots
+
+
+class PlainLogistic(LogisticRegression):
+    """The cross-entropy as one writes it, differentiated by JAX."""
+
+    def lower(self, x, theta):
+        scores = self.A @ x
+        chosen = jnp.take_along_axis(scores, self.y[:, None], axis=1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(scores, axis=1) - chosen) + jnp.sum(jnp.exp(theta) * x**2) / 2
 
 
 def kernels(turns):
@@ -125,6 +139,35 @@ def measure(shape, turns, dtype, rounds):
         }
 
 
+def measure_logistic(dtype, rounds):
+    """Milliseconds of logistic regression's kernels, as in `measure`."""
+    rng = np.random.default_rng(0)
+    A, labels = rng.uniform(size=(ROWS, FEATURES)).astype(dtype), np.arange(ROWS) % CLASSES
+    args = (jnp.full((FEATURES, CLASSES), -4, dtype), jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), dtype))
+    square, copy = rng.standard_normal((1000, 1000)).astype(dtype), np.empty_like(A)
+    runs = {"product": lambda: square @ square, "copy": lambda: np.copyto(copy, A)}
+    for kind, problem in (("fast", LogisticRegression(A, labels, A, labels)),
+                          ("plain", PlainLogistic(A, labels, A, labels))):  # fmt: skip
+        for name in ("gradient", "Hessian product"):
+            program, _ = compiled(kernels(LOGISTIC_TURNS)[name], problem, *args)
+            runs[name, kind] = lambda program=program, problem=problem: program(problem, *args)
+    seconds = {key: [] for key in runs}
+    for turn in range(rounds + 1):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:  # the first touches the memory
+                seconds[key].append(time.perf_counter() - start)
+    ms = {key: 1e3 * float(np.median(times)) / (LOGISTIC_TURNS if isinstance(key, tuple) else 1)
+          for key, times in seconds.items()}  # fmt: skip
+    floor = ms["product"] * 4 * ROWS * FEATURES * CLASSES / (2 * len(square) ** 3)
+    for name in ("gradient", "Hessian product"):
+        yield {
+            "kernel": f"logistic {name}", "shape": [ROWS, FEATURES, CLASSES], "dtype": np.dtype(dtype).name,
+            "run_ms": ms[name, "fast"], "plain_ms": ms[name, "plain"], "floor_ms": floor, "read_ms": ms["copy"] / 2,
+        }  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "logs" / "bench_kernels.jsonl")
@@ -153,6 +196,11 @@ def main():
                     size = " x ".join(map(str, shape))
                     numbers = ("" if row[k] is None else f"{row[k]:.{digits.get(k, 0)}f}" for k in columns)
                     print(f"{row['kernel']:16s}{size:>14s}{row['dtype']:>9s}" + "".join(f"{v:>12s}" for v in numbers))
+        for dtype in (np.float32, np.float64):
+            for row in measure_logistic(dtype, max(1, options.rounds // 3)):
+                print(json.dumps(row), file=log)
+                numbers = ", ".join(f"{row[k + '_ms']:.1f} ms {k}" for k in ("run", "plain", "floor", "read"))
+                print(f"{row['kernel']:26s}{row['dtype']:>9s}  {numbers}")
 
 
 if __name__ == "__main__":

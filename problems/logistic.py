@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
 
+from .cross_entropy import block_rows, cross_entropy
+
 Weights = Float[Array, "features classes"]
 Penalties = Float[Array, "..."]
 
@@ -49,6 +51,8 @@ class LogisticRegression(AbstractProblem):
     gram_norm: Float[Array, ""]
     gram_valid_norm: Float[Array, ""]
     longest: Float[Array, ""]
+    rows: int = eqx.field(static=True)
+    rows_valid: int = eqx.field(static=True)
 
     def __init__(self, train_features: Any, train_labels: Any, valid_features: Any, valid_labels: Any):
         self.A, self.y = _checked("train", train_features, train_labels)
@@ -65,15 +69,16 @@ class LogisticRegression(AbstractProblem):
         self.gram, self.gram_norm = _gram(self.A)
         self.gram_valid, self.gram_valid_norm = _gram(self.A_valid)
         self.longest = jnp.sqrt(jnp.max(jnp.sum(self.A**2, axis=1)))
+        self.rows, self.rows_valid = block_rows(self.A), block_rows(self.A_valid)
 
     def lower(self, x: Weights, theta: Penalties) -> Float[Array, ""]:
         """h(W, theta). Raises ValueError if theta has none of the four shapes."""
         penalty = self._penalty(theta) * x**2
-        return _cross_entropy(self.A @ x, self.y) + jnp.sum(penalty) / 2
+        return cross_entropy(x, self.A, self.y, self.rows) + jnp.sum(penalty) / 2
 
     def upper(self, x: Weights, theta: Penalties) -> Float[Array, ""]:
         """g(W): mean cross-entropy of the validation data."""
-        return _cross_entropy(self.A_valid @ x, self.y_valid)
+        return cross_entropy(x, self.A_valid, self.y_valid, self.rows_valid)
 
     def guess(self, theta: Penalties) -> Weights:
         """Zeros: every class equally likely."""
@@ -155,11 +160,6 @@ def _shared_norm(x, theta):
     """Norms of the blocks of x that share a penalty, shaped like theta."""
     axes = tuple(k for k in range(2) if theta.ndim == 0 or theta.shape[k] == 1 < x.shape[k])
     return jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=theta.ndim > 0))
-
-
-def _cross_entropy(scores, labels):
-    chosen = jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(scores, axis=1) - chosen)
 
 
 def _gram(A):
