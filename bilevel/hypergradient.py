@@ -9,6 +9,7 @@ Section 3 of arXiv 2308.10098, with actual residuals, and products with q bounde
 
 import dataclasses
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -74,11 +75,17 @@ def reads_theta(problem: AbstractProblem, x: Vector, theta: Vector) -> bool:
 
 
 def evaluate(
-    problem: AbstractProblem, solver: AbstractLowerSolver, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count
+    problem: AbstractProblem,
+    solver: AbstractLowerSolver,
+    theta: Vector,
+    x0: Vector,
+    eps: Scalar,
+    max_cost: Count,
+    curvature: Any = None,
 ) -> Point:
     """Solve the lower level to eps from x0 and bound |g(x) - f(theta)|. Traceable."""
     constants = problem.constants(theta)
-    lower = descend(problem, solver, theta, x0, eps, max_cost)
+    lower = descend(problem, solver, theta, x0, eps, max_cost, curvature)
     value, g_x = jax.value_and_grad(problem.upper)(lower.x, theta)
     if (L_upper := constants.L_upper) is None:
         directions = ball_directions(lower.x, g_x, lower.x)

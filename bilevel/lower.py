@@ -29,7 +29,8 @@ class LowerSolution(eqx.Module):
     """`x`, a bound `error` >= ||x - xhat||, the `result`, and what it cost.
 
     `rho` is grad_x h at x, `residual` its norm, in the metric if there is one; `mu`, `L` are the constants used;
-    `floor` is the part of `error` that is rounding; `certified` says that mu was declared, not estimated.
+    `floor` is the part of `error` that is rounding; `curvature` what the solver learnt of H, for a next solve nearby;
+    `certified` says that mu was declared, not estimated.
     """
 
     x: Vector
@@ -42,6 +43,7 @@ class LowerSolution(eqx.Module):
     floor: Scalar
     lower_gradients: Count
     hessian_products: Count
+    curvature: Any
     certified: bool = eqx.field(static=True)
 
 
@@ -109,11 +111,22 @@ class Iterate(eqx.Module):
 
 
 class AbstractLowerSolver(eqx.Module):
-    """A method for the lower level: what it remembers at the start, and one step that evaluates one gradient."""
+    """A method for the lower level: what it remembers at the start, and one step that evaluates one gradient.
+
+    What a solve learns of H is handed on: H at the next theta, or at the next accuracy, is nearly the same.
+    """
+
+    def curvature(self, x: Vector) -> Any:
+        """What is known of H before the first solve; x tells its shapes. Nothing, by default."""
+        return None
 
     @abc.abstractmethod
-    def init(self, x: Vector, rho: Vector) -> Any:
-        """The memory at the starting point."""
+    def init(self, x: Vector, rho: Vector, curvature: Any) -> Any:
+        """The memory at the starting point; `curvature` from an earlier solve, for this theta or another."""
+
+    def learnt(self, memory: Any) -> Any:
+        """The `curvature` in a memory."""
+        return None
 
     @abc.abstractmethod
     def step(self, level: LowerLevel, it: Iterate) -> Iterate:
@@ -128,10 +141,17 @@ def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
 
 
 def descend(
-    problem: AbstractProblem, solver: AbstractLowerSolver, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count
+    problem: AbstractProblem,
+    solver: AbstractLowerSolver,
+    theta: Vector,
+    x0: Vector,
+    eps: Scalar,
+    max_cost: Count,
+    curvature: Any = None,
 ) -> LowerSolution:
     """Minimise h(., theta) from x0 until the certified error is at most eps, or max_cost is spent.
 
+    `curvature`: that of an earlier solution by the same solver; it changes the cost, never the certificate.
     max_cost is at least `overhead(problem, theta, size)`. Traceable; `bilevel.solve_lower` is the public face.
     """
     constants = problem.constants(theta)
@@ -166,7 +186,7 @@ def descend(
         jnp.asarray(1, jnp.int32),
         jnp.asarray(products, jnp.int32),
         jnp.asarray(False),
-        solver.init(x0, rho),
+        solver.init(x0, rho, solver.curvature(x0) if curvature is None else curvature),
     )
 
     terms = 0.0 if constants.rounding is None else constants.rounding
@@ -222,5 +242,6 @@ def descend(
         noise / mu,
         it.lower_gradients,
         it.hessian_products,
+        solver.learnt(it.memory),
         constants.mu is not None,
     )
