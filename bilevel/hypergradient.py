@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from . import bounds as inequalities
 from .estimates import DIRECTIONS, ball_directions, cross_norm, cross_norm_cost, lipschitz
 from .krylov import conjugate_gradients
-from .lower import AbstractLowerSolver, LowerSolution, descend
+from .lower import AbstractLowerSolver, LowerSolution, descend, preconditioner
 from .problem import (
     AbstractProblem,
     Bounds,
@@ -157,7 +157,7 @@ def differentiate(
     solution = conjugate_gradients(
         lambda v: hessian_product(problem, x, theta, v),
         g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
-        metric=constants.metric, precondition=problem.preconditioner(x, theta),
+        metric=constants.metric, precondition=lower.inverse(preconditioner(problem, x, theta)),
     )  # fmt: skip
     q = solution.q
     z = optax.tree.sub(g_theta, cross_transpose_product(problem, x, theta, q))

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from . import secants
 from .bounds import dual_norm, lower_error, rounding, unit_roundoff
 from .krylov import lanczos
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
@@ -23,6 +25,7 @@ from .results import RESULTS
 
 LANCZOS_STEPS = 20
 Count = Int[Array, ""]
+Operator = Callable[[Vector], Vector]
 
 
 class LowerSolution(eqx.Module):
@@ -46,6 +49,10 @@ class LowerSolution(eqx.Module):
     curvature: Any
     certified: bool = eqx.field(static=True)
 
+    def inverse(self, P: Operator | None) -> Operator | None:
+        """The best known stand-in for H^{-1}: L-BFGS's from the solve's pairs on top of P^{-1}; or P^{-1}."""
+        return P if self.curvature is None else lambda v: secants.apply(self.curvature, v, P)
+
 
 class LowerLevel(eqx.Module):
     """h(., theta) as the methods see it. `goal` is mu times the eps asked for."""
@@ -59,7 +66,7 @@ class LowerLevel(eqx.Module):
     u: float = eqx.field(static=True)
     L_known: bool = eqx.field(static=True)
 
-    preconditioner: Callable[[Vector], Vector] | None
+    preconditioner: Operator | None
 
     def gradient(self, x: Vector) -> Vector:
         return lower_gradient(self.problem, x, self.theta)
@@ -133,6 +140,12 @@ class AbstractLowerSolver(eqx.Module):
         """The next iterate; spends at most level.max_cost - it.cost."""
 
 
+def preconditioner(problem: AbstractProblem, x: Vector, theta: Vector) -> Operator | None:
+    """v -> P^{-1} v by the problem, or W^{-1} v by its metric; None if it has neither."""
+    P, W = problem.preconditioner(x, theta), problem.constants(theta).metric
+    return P if P is not None or W is None else lambda v: jax.tree.map(jnp.divide, v, W)
+
+
 def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
     """The cost of a solve before its first step: the gradient at the start, and estimates of mu and L; x has `size`
     entries."""
@@ -175,7 +188,7 @@ def descend(
 
     level = LowerLevel(
         problem, theta, mu, mu * eps, constants.metric, max_cost, u, constants.L is not None,
-        problem.preconditioner(x0, theta),
+        preconditioner(problem, x0, theta),
     )  # fmt: skip
     start = Iterate(
         x0,

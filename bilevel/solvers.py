@@ -48,12 +48,15 @@ class LBFGS(AbstractLowerSolver):
     For convex h the slope phi'(t) = <grad h(x + t d), d> grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
     overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
     floor, where a comparison of values would stall at the square root of it. The pairs outlive a solve.
+
+    `pairs`: how many are kept; left out, 30, or as many as stay in cache (2^19 numbers each of s and y), at least 10.
     """
 
-    pairs: int = eqx.field(static=True, default=10)
+    pairs: int | None = eqx.field(static=True, default=None)
 
     def curvature(self, x):
-        return secants.empty(x, self.pairs)
+        fit = min(30, max(10, 2**19 // optax.tree.size(x)))
+        return secants.empty(x, fit if self.pairs is None else self.pairs)
 
     def learnt(self, memory):
         return memory[0]
