@@ -19,7 +19,7 @@ from .accuracy import AbstractAccuracy, Accuracy, Event
 from .hypergradient import Point
 from .linesearch import AbstractLineSearch, Interval, Search, Verdict
 from .lower import AbstractLowerSolver
-from .meter import Counts, Meter, Stop
+from .meter import Meter, Stop
 from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
 from .predict import AbstractPredictor, Previous
 from .problem import Vector
@@ -49,7 +49,7 @@ class Method(AbstractMethod):
     predictor: AbstractPredictor = Previous()
 
     def init(self, problem, theta0, x0, max_cost=math.inf):
-        meter = Meter(problem, self.solver, Counts(), 0.0, 0.0, max_cost)
+        meter = Meter(problem, self.solver, max_cost)
         point = meter.solve(theta0, x0, math.inf)
         accuracy = self.accuracy.init(float(point.lower.error), float(point.norm_g_x), float(point.value))
         search, guesses = Search(math.nan, math.nan, 0, 0), self.predictor.init(theta0, x0)
@@ -59,7 +59,7 @@ class Method(AbstractMethod):
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
         memory = state.memory
-        meter = Meter(problem, self.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
+        meter = Meter(problem, self.solver, max_cost, state)
         gradient, norm, omega, delta, certificate = None, math.nan, math.inf, math.inf, "none"
         judged, fitted = True, False
         lower_floor = adjoint_floor = False

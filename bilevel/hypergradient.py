@@ -9,6 +9,7 @@ Section 3 of arXiv 2308.10098, with actual residuals, and products with q bounde
 
 import dataclasses
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Int
 from . import bounds as inequalities
 from .estimates import DIRECTIONS, ball_directions, cross_norm, cross_norm_cost, lipschitz
 from .krylov import conjugate_gradients
-from .lower import AbstractLowerSolver, LowerSolution, descend
+from .lower import AbstractLowerSolver, LowerSolution, descend, preconditioner
 from .problem import (
     AbstractProblem,
     Bounds,
@@ -74,11 +75,17 @@ def reads_theta(problem: AbstractProblem, x: Vector, theta: Vector) -> bool:
 
 
 def evaluate(
-    problem: AbstractProblem, solver: AbstractLowerSolver, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count
+    problem: AbstractProblem,
+    solver: AbstractLowerSolver,
+    theta: Vector,
+    x0: Vector,
+    eps: Scalar,
+    max_cost: Count,
+    curvature: Any = None,
 ) -> Point:
     """Solve the lower level to eps from x0 and bound |g(x) - f(theta)|. Traceable."""
     constants = problem.constants(theta)
-    lower = descend(problem, solver, theta, x0, eps, max_cost)
+    lower = descend(problem, solver, theta, x0, eps, max_cost, curvature)
     value, g_x = jax.value_and_grad(problem.upper)(lower.x, theta)
     if (L_upper := constants.L_upper) is None:
         directions = ball_directions(lower.x, g_x, lower.x)
@@ -150,7 +157,7 @@ def differentiate(
     solution = conjugate_gradients(
         lambda v: hessian_product(problem, x, theta, v),
         g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
-        metric=constants.metric, precondition=problem.preconditioner(x, theta),
+        metric=constants.metric, precondition=lower.inverse(preconditioner(problem, x, theta)),
     )  # fmt: skip
     q = solution.q
     z = optax.tree.sub(g_theta, cross_transpose_product(problem, x, theta, q))

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from . import secants
 from .bounds import dual_norm, lower_error, rounding, unit_roundoff
 from .krylov import lanczos
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
@@ -23,13 +25,15 @@ from .results import RESULTS
 
 LANCZOS_STEPS = 20
 Count = Int[Array, ""]
+Operator = Callable[[Vector], Vector]
 
 
 class LowerSolution(eqx.Module):
     """`x`, a bound `error` >= ||x - xhat||, the `result`, and what it cost.
 
     `rho` is grad_x h at x, `residual` its norm, in the metric if there is one; `mu`, `L` are the constants used;
-    `floor` is the part of `error` that is rounding; `certified` says that mu was declared, not estimated.
+    `floor` is the part of `error` that is rounding; `curvature` what the solver learnt of H, for a next solve nearby;
+    `certified` says that mu was declared, not estimated.
     """
 
     x: Vector
@@ -42,7 +46,12 @@ class LowerSolution(eqx.Module):
     floor: Scalar
     lower_gradients: Count
     hessian_products: Count
+    curvature: Any
     certified: bool = eqx.field(static=True)
+
+    def inverse(self, P: Operator | None) -> Operator | None:
+        """The best known stand-in for H^{-1}: L-BFGS's from the solve's pairs on top of P^{-1}; or P^{-1}."""
+        return P if self.curvature is None else lambda v: secants.apply(self.curvature, v, P)
 
 
 class LowerLevel(eqx.Module):
@@ -57,7 +66,7 @@ class LowerLevel(eqx.Module):
     u: float = eqx.field(static=True)
     L_known: bool = eqx.field(static=True)
 
-    preconditioner: Callable[[Vector], Vector] | None
+    preconditioner: Operator | None
 
     def gradient(self, x: Vector) -> Vector:
         return lower_gradient(self.problem, x, self.theta)
@@ -109,15 +118,32 @@ class Iterate(eqx.Module):
 
 
 class AbstractLowerSolver(eqx.Module):
-    """A method for the lower level: what it remembers at the start, and one step that evaluates one gradient."""
+    """A method for the lower level: what it remembers at the start, and one step that evaluates one gradient.
+
+    What a solve learns of H is handed on: H at the next theta, or at the next accuracy, is nearly the same.
+    """
+
+    def curvature(self, x: Vector) -> Any:
+        """What is known of H before the first solve; x tells its shapes. Nothing, by default."""
+        return None
 
     @abc.abstractmethod
-    def init(self, x: Vector, rho: Vector) -> Any:
-        """The memory at the starting point."""
+    def init(self, x: Vector, rho: Vector, curvature: Any) -> Any:
+        """The memory at the starting point; `curvature` from an earlier solve, for this theta or another."""
+
+    def learnt(self, memory: Any) -> Any:
+        """The `curvature` in a memory."""
+        return None
 
     @abc.abstractmethod
     def step(self, level: LowerLevel, it: Iterate) -> Iterate:
         """The next iterate; spends at most level.max_cost - it.cost."""
+
+
+def preconditioner(problem: AbstractProblem, x: Vector, theta: Vector) -> Operator | None:
+    """v -> P^{-1} v by the problem, or W^{-1} v by its metric; None if it has neither."""
+    P, W = problem.preconditioner(x, theta), problem.constants(theta).metric
+    return P if P is not None or W is None else lambda v: jax.tree.map(jnp.divide, v, W)
 
 
 def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
@@ -128,10 +154,17 @@ def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
 
 
 def descend(
-    problem: AbstractProblem, solver: AbstractLowerSolver, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count
+    problem: AbstractProblem,
+    solver: AbstractLowerSolver,
+    theta: Vector,
+    x0: Vector,
+    eps: Scalar,
+    max_cost: Count,
+    curvature: Any = None,
 ) -> LowerSolution:
     """Minimise h(., theta) from x0 until the certified error is at most eps, or max_cost is spent.
 
+    `curvature`: that of an earlier solution by the same solver; it changes the cost, never the certificate.
     max_cost is at least `overhead(problem, theta, size)`. Traceable; `bilevel.solve_lower` is the public face.
     """
     constants = problem.constants(theta)
@@ -155,7 +188,7 @@ def descend(
 
     level = LowerLevel(
         problem, theta, mu, mu * eps, constants.metric, max_cost, u, constants.L is not None,
-        problem.preconditioner(x0, theta),
+        preconditioner(problem, x0, theta),
     )  # fmt: skip
     start = Iterate(
         x0,
@@ -166,7 +199,7 @@ def descend(
         jnp.asarray(1, jnp.int32),
         jnp.asarray(products, jnp.int32),
         jnp.asarray(False),
-        solver.init(x0, rho),
+        solver.init(x0, rho, solver.curvature(x0) if curvature is None else curvature),
     )
 
     terms = 0.0 if constants.rounding is None else constants.rounding
@@ -222,5 +255,6 @@ def descend(
         noise / mu,
         it.lower_gradients,
         it.hessian_products,
+        solver.learnt(it.memory),
         constants.mu is not None,
     )

@@ -26,9 +26,9 @@ move = eqx.filter_jit(projected_step)
 
 
 @eqx.filter_jit
-def assess(problem, solver, theta, x0, q, eps, max_cost):
+def assess(problem, solver, theta, x0, q, eps, max_cost, curvature):
     """`evaluate`, and then the interval corrected by q."""
-    return hg.correct(problem, theta, hg.evaluate(problem, solver, theta, x0, eps, max_cost), q)
+    return hg.correct(problem, theta, hg.evaluate(problem, solver, theta, x0, eps, max_cost, curvature), q)
 
 
 class Overheads(NamedTuple):
@@ -81,22 +81,18 @@ class Counts(NamedTuple):
 
 
 class Meter:
-    """Runs the programs for one step; `counts`, `seconds` and `compile_seconds` go on from where they stood."""
+    """Runs the programs for one step. Counts and seconds go on from where `state`, a `method.State`, has them, and the
+    solver from the curvature that it last learnt."""
 
     compilations = 0  # of this process, kept by the listener below
 
-    def __init__(
-        self,
-        problem: AbstractProblem,
-        solver: Any,
-        counts: Counts,
-        seconds: float,
-        compile_seconds: float,
-        max_cost: float,
-    ):
-        self.problem, self.solver = problem, solver
-        self.counts, self.compile_seconds, self.max_cost = counts, compile_seconds, max_cost
-        self._start = time.perf_counter() - seconds - compile_seconds
+    def __init__(self, problem: AbstractProblem, solver: Any, max_cost: float, state: Any = None):
+        self.problem, self.solver, self.max_cost = problem, solver, max_cost
+        self.counts, self.compile_seconds, self.curvature, seconds = Counts(), 0.0, None, 0.0
+        if state is not None:
+            self.counts, seconds, self.compile_seconds = state.counts, state.seconds, state.compile_seconds
+            self.curvature = state.point.lower.curvature
+        self._start = time.perf_counter() - seconds - self.compile_seconds
 
     @property
     def seconds(self) -> float:
@@ -133,10 +129,12 @@ class Meter:
         cap = max(cap, known.solve + correction)
         allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)) - correction, jnp.int32)
         eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
+        learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
         if q is None:
-            point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed)
+            point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt)
         else:
-            point = self._call(assess, self.problem, self.solver, theta, x0, q, eps_, allowed)
+            point = self._call(assess, self.problem, self.solver, theta, x0, q, eps_, allowed, learnt)
+        self.curvature = point.lower.curvature
         self.add(point.lower)
         self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + correction)
         if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:

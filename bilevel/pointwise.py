@@ -71,7 +71,7 @@ def hypergradient(
     if q0 is not None:
         same_shapes(q0, x0, "q0", "x")
     q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
-    meter = Meter(problem, solver, Counts(), 0.0, 0.0, math.inf)
+    meter = Meter(problem, solver, math.inf)
     point = meter.solve(theta, x0, eps)
     dtype = point.value.dtype
     out = differentiate(problem, theta, point.lower, q0, jnp.asarray(delta, dtype), jnp.asarray(UNLIMITED, jnp.int32))

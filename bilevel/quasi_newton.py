@@ -30,7 +30,7 @@ from . import secants
 from .direction import keep_certifiable, projected_step, quasi_newton_direction
 from .hypergradient import Hypergradient, Point
 from .lower import AbstractLowerSolver
-from .meter import Counts, Meter, Stop, overheads
+from .meter import Meter, Stop, overheads
 from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
 from .predict import AbstractPredictor, Secants
 from .problem import Vector
@@ -78,7 +78,7 @@ class QuasiNewton(AbstractMethod):
     predictor: AbstractPredictor = Secants()
 
     def init(self, problem, theta0, x0, max_cost=math.inf):
-        meter = Meter(problem, self.solver, Counts(), 0.0, 0.0, max_cost)
+        meter = Meter(problem, self.solver, max_cost)
         point = meter.solve(theta0, x0, math.inf)
         error, norm_g_x = float(point.lower.error), float(point.norm_g_x)
         # a tenth of the starting error; a start that is solved says nothing, then a value known to a thousandth will do
@@ -94,7 +94,7 @@ class QuasiNewton(AbstractMethod):
         return State(theta0, point, memory, math.nan, 0, meter.counts, meter.seconds, meter.compile_seconds, known)
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
-        meter = Meter(problem, self.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
+        meter = Meter(problem, self.solver, max_cost, state)
         run = _Step(self, meter, state, box, tol)
         accepted = result = None
         C = self.C

@@ -17,7 +17,7 @@ from .lower import AbstractLowerSolver
 class GradientDescent(AbstractLowerSolver):
     """x+ = x - 2/(L + mu) grad h(x): contracts by (kappa - 1)/(kappa + 1) a step, kappa = L/mu."""
 
-    def init(self, x, rho):
+    def init(self, x, rho, curvature):
         return None
 
     def step(self, level, it):
@@ -30,7 +30,7 @@ class Nesterov(AbstractLowerSolver):
     certificate, is at x.
     """
 
-    def init(self, x, rho):
+    def init(self, x, rho, curvature):
         return optax.tree.zeros_like(x)
 
     def step(self, level, it):
@@ -47,15 +47,24 @@ class LBFGS(AbstractLowerSolver):
 
     For convex h the slope phi'(t) = <grad h(x + t d), d> grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
     overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
-    floor, where a comparison of values would stall at the square root of it.
+    floor, where a comparison of values would stall at the square root of it. The pairs outlive a solve.
+
+    `pairs`: how many are kept; left out, 30, or as many as stay in cache (2^19 numbers each of s and y), at least 10.
     """
 
-    pairs: int = eqx.field(static=True, default=10)
+    pairs: int | None = eqx.field(static=True, default=None)
 
-    def init(self, x, rho):
+    def curvature(self, x):
+        fit = min(30, max(10, 2**19 // optax.tree.size(x)))
+        return secants.empty(x, fit if self.pairs is None else self.pairs)
+
+    def learnt(self, memory):
+        return memory[0]
+
+    def init(self, x, rho, curvature):
         zero = jnp.zeros_like(optax.tree.norm(x))
         nothing = optax.tree.zeros_like(x)
-        return secants.empty(x, self.pairs), x, nothing, nothing, zero, zero
+        return curvature, x, nothing, nothing, zero, zero
 
     def step(self, level, it):
         pairs, base, rho, d, slope, t = it.memory
@@ -88,7 +97,7 @@ class NewtonCG(AbstractLowerSolver):
     1982). All of it in the problem's metric, if it declares one: that preconditions the conjugate gradients.
     """
 
-    def init(self, x, rho):
+    def init(self, x, rho, curvature):
         norm = optax.tree.norm(rho)
         return x, optax.tree.zeros_like(x), jnp.full_like(norm, jnp.inf), jnp.zeros_like(norm), jnp.zeros_like(norm)
 

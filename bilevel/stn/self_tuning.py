@@ -26,7 +26,7 @@ import optax
 from ..hypergradient import Hypergradient, Point, evaluate
 from ..inputs import positive
 from ..lower import AbstractLowerSolver
-from ..meter import Counts, Meter, Stop, overheads
+from ..meter import Meter, Stop, overheads
 from ..method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
 from ..problem import Vector, cross_transpose_product
 from ..results import RESULTS
@@ -71,7 +71,7 @@ class SelfTuning(AbstractMethod):
         return FittedResponse(rank, self.steps, self.sigma)
 
     def init(self, problem, theta0, x0, max_cost=math.inf):
-        meter = Meter(problem, self.solver, Counts(), 0.0, 0.0, max_cost)
+        meter = Meter(problem, self.solver, max_cost)
         point = meter.solve(theta0, x0, math.inf)
         zeros = optax.tree.zeros_like(theta0)
         response, optimiser = self.response(theta0).init(theta0, x0), self.optimiser.init(theta0)
@@ -80,7 +80,7 @@ class SelfTuning(AbstractMethod):
         return State(theta0, point, memory, math.nan, 0, meter.counts, meter.seconds, meter.compile_seconds, known)
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
-        meter = Meter(problem, self.solver, state.counts, state.seconds, state.compile_seconds, max_cost)
+        meter = Meter(problem, self.solver, max_cost, state)
         norm, omega, delta, certificate = math.nan, math.inf, math.inf, "none"
         length, accepted, result, known = math.nan, None, None, state.known
         try:
@@ -144,7 +144,8 @@ class SelfTuning(AbstractMethod):
         if meter.left < steps + response.cost + turned:
             raise Stop(RESULTS.max_cost_reached)
         allowed = jnp.asarray(steps, jnp.int32)
-        point, fitted, z = meter.call(fit, self, meter.problem, theta, x, memory.response, allowed)
+        point, fitted, z = meter.call(fit, self, meter.problem, theta, x, memory.response, allowed, meter.curvature)
+        meter.curvature = point.lower.curvature
         meter.add(point.lower)
         counts = meter.counts
         meter.counts = counts._replace(
@@ -225,10 +226,10 @@ def descend(method, problem, theta, x, memory, box):
 
 
 @eqx.filter_jit
-def fit(method, problem, theta, x, response, allowed):
+def fit(method, problem, theta, x, response, allowed, curvature):
     """(the point after T steps on x, K after T steps around it, z)."""
     eps = jnp.zeros((), jax.tree.leaves(x)[0].dtype)
-    point = evaluate(problem, method.solver, theta, x, eps, allowed)
+    point = evaluate(problem, method.solver, theta, x, eps, allowed, curvature)
     x, how, precondition = point.lower.x, method.response(theta), problem.preconditioner(point.lower.x, theta)
     g_x, g_theta = jax.grad(problem.upper, argnums=(0, 1))(x, theta)
     if how.rank < optax.tree.size(theta):
