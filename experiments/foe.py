@@ -1,8 +1,8 @@
 """min over theta  1/n sum 1/2 ||xhat_i(theta) - clean_i||^2,   xhat_i(theta) = argmin of the Fields-of-Experts energy.
 
 The paper's setting (section 4.3 of arXiv 2308.10098): 20 Kodak images, grey, 96 x 96, noise 0.1; 48 filters 7 x 7 with
-their weights and smoothings, by MAID, HOAG's three schedules, and certified quasi-Newton descent. Then the PSNR on images that nobody trained on,
-beside total variation's, and what each kernel costs.
+their weights and smoothings, by MAID, HOAG's three schedules, and certified quasi-Newton descent. Then the PSNR on
+images that nobody trained on, beside total variation's, and what each kernel costs.
 
 Two parametrisations: the published 2449 hyperparameters, and 2448 with filters of zero mean and no scale, which only
 repeats the weights. f can curve by ||J||^2 / n, J = d2h/dxdtheta, and scale and means make ||J|| several times larger:

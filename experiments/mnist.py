@@ -24,8 +24,8 @@ jax.config.update("jax_enable_x64", True)
 
 # All log penalties start here: some shrinkage, a classifier that works. At 0 the classes are hardly told apart.
 THETA0 = -4.0
-# All of them with the problem's preconditioner, without which penalties down to e^-16 would be paid for. HOAG goes on
-# under Newton-CG, and under L-BFGS ends early, with steps too long for its tolerances.
+# All of them with the problem's preconditioner, without which penalties down to e^-16 would be paid for. HOAG has
+# Newton-CG: over L-BFGS, on a tenth of the data, its rule found no step any more at a cost of 2 000.
 METHODS = {
     "quasi-newton": bilevel.quasi_newton(),
     "hoag geometric": bilevel.hoag(bilevel.Geometric(0.9), solver=bilevel.NewtonCG()),
