@@ -9,8 +9,10 @@ reads and writes, and that, at NumPy's rate, is its floor:
     step             one turn of `bilevel.Nesterov` inside `bilevel.lower.descend`, the gradient, ||rho|| and the test
                      of the certificate included   5 arrays: x, its predecessor, noisy; both again
 
-Every kernel repeats inside one compiled loop, as in the solvers: no dispatch is timed, and what does not change from
-turn to turn (for the Hessian product, as in conjugate gradients, all that depends on x alone) is computed once.
+Every kernel repeats inside one compiled loop, as in the solvers, and a turn is the difference between a long loop and a
+short one over the difference of their turns: no dispatch is timed, nor the first touch of memory that a call allocates
+(at 20 x 512 x 512 as long as three or four steps). What does not change from turn to turn (for the Hessian product, as
+in conjugate gradients, all that depends on x alone) is computed once.
 `plain` is the same energy under `jax.grad`, without the hand-written rules of `problems.TotalVariation`. Random images.
 Numbers are medians over the rounds; "(best)" compares the fastest rounds, for a machine that others use as well.
 
@@ -40,9 +42,10 @@ from problems import LogisticRegression, TotalVariation
 jax.config.update("jax_enable_x64", True)
 
 THETA = (-2.1, -4.6)  # about the optimum of the paper's experiment
-SIZES = {(25, 96, 96): 40, (20, 256, 256): 10}  # and the turns of a loop
+# shape: turns of the short loop and of the long one, and rounds
+SIZES = {(25, 96, 96): (10, 50, 25), (20, 512, 512): (2, 6, 7)}
 ARRAYS = {"gradient": 3, "Hessian product": 3, "step": 5}
-ROWS, FEATURES, CLASSES, LOGISTIC_TURNS = 60_000, 144, 10, 10
+ROWS, FEATURES, CLASSES, LOGISTIC_TURNS, LOGISTIC_ROUNDS = 60_000, 144, 10, 10, 7
 
 
 class Plain(TotalVariation):
@@ -64,21 +67,20 @@ class PlainLogistic(LogisticRegression):
         return jnp.mean(jax.nn.logsumexp(scores, axis=1) - chosen) + jnp.sum(jnp.exp(theta) * x**2) / 2
 
 
-def kernels(turns):
-    """name -> f(problem, theta, x), each `turns` turns."""
+def kernels():
+    """name -> f(problem, theta, x, turns)."""
 
-    def gradient(problem, theta, x):
+    def gradient(problem, theta, x, turns):
         L = problem.constants(theta).L
         return lax.fori_loop(0, turns, lambda _, x: x - lower_gradient(problem, x, theta) / L, x)
 
-    def product(problem, theta, x):
+    def product(problem, theta, x, turns):
         L = problem.constants(theta).L
         return lax.fori_loop(0, turns, lambda _, v: v - hessian_product(problem, x, theta, v) / L, x)
 
-    def step(problem, theta, x):
+    def step(problem, theta, x, turns):
         # an accuracy that is not reached in so few steps; the gradient at the start is the first of the turns
-        eps, max_cost = jnp.asarray(1e-6, x.dtype), jnp.asarray(turns, jnp.int32)
-        found = descend(problem, bilevel.Nesterov(), theta, x, eps, max_cost)
+        found = descend(problem, bilevel.Nesterov(), theta, x, jnp.asarray(1e-6, x.dtype), turns)
         return found.x, found.lower_gradients
 
     return {"gradient": gradient, "Hessian product": product, "step": step}
@@ -96,37 +98,43 @@ def compiled(kernel, *args):
     return program, time.perf_counter() - start
 
 
-def measure(shape, turns, dtype, rounds):
+def measure(shape, short, long, rounds, dtype):
     """Rows of the table, from medians over rounds in which copies and kernels take turns."""
     rng = np.random.default_rng(0)
     noisy, x = (rng.uniform(size=shape).astype(dtype) for _ in range(2))
     args = (jnp.asarray(THETA, dtype), jnp.asarray(x))
     stacks = [x + k for k in range(5)]
-    runs, compile_seconds = {("copy", ""): lambda: copies(stacks, turns)}, {}
+    counts = {turns: jnp.asarray(turns, jnp.int32) for turns in (short, long)}
+    runs, compile_seconds = {("copy", ""): lambda turns: copies(stacks, turns)}, {}
     for kind, problem in (("fast", TotalVariation(None, noisy)), ("plain", Plain(None, noisy))):
-        for name, kernel in kernels(turns).items():
+        for name, kernel in kernels().items():
             if (name, kind) == ("step", "plain"):
                 continue
-            program, compile_seconds[name, kind] = compiled(kernel, problem, *args)
-            out = jax.block_until_ready(program(problem, *args))
-            if name == "step" and out[1] != turns:
-                raise RuntimeError(f"{out[1]} gradients instead of {turns}: what is timed is not {turns} steps")
-            runs[name, kind] = lambda program=program, problem=problem: program(problem, *args)
-    seconds = {key: [] for key in runs}
+            program, compile_seconds[name, kind] = compiled(kernel, problem, *args, counts[long])
+            out = jax.block_until_ready(program(problem, *args, counts[long]))
+            if name == "step" and out[1] != long:
+                raise RuntimeError(f"{out[1]} gradients instead of {long}: what is timed is not {long} steps")
+            runs[name, kind] = lambda turns, f=program, problem=problem: f(problem, *args, counts[turns])
+    seconds = {key: {short: [], long: []} for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[key].append((time.perf_counter() - start) / turns)
-    median = {key: float(np.median(times)) for key, times in seconds.items()}
-    best = {key: min(times) for key, times in seconds.items()}
+            for turns, times in seconds[key].items():
+                start = time.perf_counter()
+                jax.block_until_ready(run(turns))
+                times.append(time.perf_counter() - start)
 
+    def turn(summary):
+        """key -> seconds a turn."""
+        return {key: float(summary(t[long]) - summary(t[short])) / (long - short) for key, t in seconds.items()}
+
+    median, best = turn(np.median), turn(min)
     for name, arrays in ARRAYS.items():
         fast, plain, floor = median[name, "fast"], median.get((name, "plain")), arrays * median["copy", ""] / 2
         yield {
             "kernel": name,
             "shape": list(shape),
             "dtype": np.dtype(dtype).name,
+            "rounds": rounds,
             "run_us": 1e6 * fast,
             "mpixel_per_s": x.size / fast / 1e6,
             "floor_mpixel_per_s": x.size / floor / 1e6,
@@ -139,20 +147,21 @@ def measure(shape, turns, dtype, rounds):
         }
 
 
-def measure_logistic(dtype, rounds):
+def measure_logistic(dtype):
     """Milliseconds of logistic regression's kernels, as in `measure`."""
     rng = np.random.default_rng(0)
     A, labels = rng.uniform(size=(ROWS, FEATURES)).astype(dtype), np.arange(ROWS) % CLASSES
-    args = (jnp.full((FEATURES, CLASSES), -4, dtype), jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), dtype))
+    args = (jnp.full((FEATURES, CLASSES), -4, dtype), jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), dtype),
+            jnp.asarray(LOGISTIC_TURNS, jnp.int32))  # fmt: skip
     square, copy = rng.standard_normal((1000, 1000)).astype(dtype), np.empty_like(A)
     runs = {"product": lambda: square @ square, "copy": lambda: np.copyto(copy, A)}
     for kind, problem in (("fast", LogisticRegression(A, labels, A, labels)),
                           ("plain", PlainLogistic(A, labels, A, labels))):  # fmt: skip
         for name in ("gradient", "Hessian product"):
-            program, _ = compiled(kernels(LOGISTIC_TURNS)[name], problem, *args)
+            program, _ = compiled(kernels()[name], problem, *args)
             runs[name, kind] = lambda program=program, problem=problem: program(problem, *args)
     seconds = {key: [] for key in runs}
-    for turn in range(rounds + 1):
+    for turn in range(LOGISTIC_ROUNDS + 1):
         for key, run in runs.items():
             start = time.perf_counter()
             jax.block_until_ready(run())
@@ -171,7 +180,6 @@ def measure_logistic(dtype, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "logs" / "bench_kernels.jsonl")
-    parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
     columns = {
         "run_us": "run us", "mpixel_per_s": "Mpixel/s", "floor_mpixel_per_s": "floor", "percent_of_floor": "% of floor",
@@ -183,21 +191,20 @@ def main():
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": jax.devices()[0].device_kind,
-        "rounds": options.rounds,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with open(options.out, "w", encoding="utf-8") as log:
         print(json.dumps(about), file=log)
         print(f"{'kernel':16s}{'shape':>14s}{'dtype':>9s}" + "".join(f"{title:>12s}" for title in columns.values()))
-        for shape, turns in SIZES.items():
+        for shape, loops in SIZES.items():
             for dtype in (np.float32, np.float64):
-                for row in measure(shape, turns, dtype, options.rounds):
+                for row in measure(shape, *loops, dtype):
                     print(json.dumps(row), file=log)
                     size = " x ".join(map(str, shape))
                     numbers = ("" if row[k] is None else f"{row[k]:.{digits.get(k, 0)}f}" for k in columns)
                     print(f"{row['kernel']:16s}{size:>14s}{row['dtype']:>9s}" + "".join(f"{v:>12s}" for v in numbers))
         for dtype in (np.float32, np.float64):
-            for row in measure_logistic(dtype, max(1, options.rounds // 3)):
+            for row in measure_logistic(dtype):
                 print(json.dumps(row), file=log)
                 numbers = ", ".join(f"{row[k + '_ms']:.1f} ms {k}" for k in ("run", "plain", "floor", "read"))
                 print(f"{row['kernel']:26s}{row['dtype']:>9s}  {numbers}")

@@ -207,8 +207,9 @@ def adjoint_differences(px: Images, py: Images) -> Images:
     """D^T p; reads neither the last column of px nor the last row of py."""
     px, py = px[:, :, :-1], py[:, :-1]
     px, py = jnp.pad(px, ((0, 0), (0, 0), (0, 1))), jnp.pad(py, ((0, 0), (0, 1), (0, 0)))
-    # Stored once by the barrier; fused into its shifted uses XLA would compute p twice, on a CPU in scalar code.
-    px, py = lax.optimization_barrier((px, py))
+    # Stored once by the barrier; fused into its shifted uses XLA would compute p twice, on a CPU in scalar code. As one
+    # array: one kernel computes both halves, side by side where there are two cores.
+    px, py = lax.optimization_barrier(jnp.stack([px, py]))
     left, above = jnp.pad(px[:, :, :-1], ((0, 0), (0, 0), (1, 0))), jnp.pad(py[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return left - px + above - py
 
