@@ -47,8 +47,7 @@ def cost(lower):
 
 
 @each_solver
-@pytest.mark.parametrize("declared", [DECLARED, ("mu",)], ids=["L", "no L"])
-@pytest.mark.parametrize("name", ["quadratic", "tv", "robust"])
+@pytest.mark.parametrize(("name", "declared"), [("quadratic", DECLARED), ("tv", DECLARED), ("robust", ("mu",))])
 def test_the_certificate_holds_above_and_below_the_floor_of_float32(name, declared, solver):
     """||x - xhat|| <= error <= eps with eps on either side of float32's ability, and within both errors of float64's
     answer."""
@@ -67,7 +66,7 @@ def test_the_certificate_holds_above_and_below_the_floor_of_float32(name, declar
 
 
 @each_solver
-@pytest.mark.parametrize("declared", [DECLARED, ("mu",), ()], ids=["L", "no L", "nothing"])
+@pytest.mark.parametrize("declared", [DECLARED, ()], ids=["declared", "estimated"])
 def test_every_call_is_counted_and_those_in_float64_are_few(solver, declared, monkeypatch):
     """What is counted is what was called. Above float32's floor a mixed descent leaves to float64 the estimates, the
     first gradient and the last; single products leave it the estimates and the gradients, whatever eps."""
@@ -81,7 +80,7 @@ def test_every_call_is_counted_and_those_in_float64_are_few(solver, declared, mo
         return jax.pure_callback(count, jax.ShapeDtypeStruct((), operands[0].dtype), *operands)
 
     monkeypatch.setattr(problems_for_tests, "called", called)
-    problem, theta = example("robust")
+    problem, theta = example("quadratic")  # full Newton steps, so that no product is taken back
     counted = Counted(problem, declared)
     x0 = problem.guess(theta) + 10
     for eps, most in ((1e-2, 10**6), (1e-8, 10**6), (1e-8, 30)):
