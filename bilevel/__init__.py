@@ -17,6 +17,8 @@ from .methods import maid as maid
 from .methods import quasi_newton as quasi_newton
 from .pointwise import hypergradient as hypergradient
 from .pointwise import solve_lower as solve_lower
+from .precision import MixedPrecision as MixedPrecision
+from .precision import SingleProducts as SingleProducts
 from .predict import Previous as Previous
 from .predict import Secants as Secants
 from .problem import AbstractProblem as AbstractProblem

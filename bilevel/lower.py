@@ -62,6 +62,7 @@ class LowerLevel(eqx.Module):
     mu: Scalar
     goal: Scalar
     metric: Vector | None
+    terms: Scalar | float
     max_cost: Count
     u: float = eqx.field(static=True)
     L_known: bool = eqx.field(static=True)
@@ -73,6 +74,14 @@ class LowerLevel(eqx.Module):
 
     def product(self, x: Vector, v: Vector) -> Vector:
         return hessian_product(self.problem, x, self.theta, v)
+
+    def noise(self, it: "Iterate") -> Scalar:
+        """The rounding in rho: below this nothing can be told."""
+        return rounding(it.L, optax.tree.norm(it.x), self.terms, self.u)
+
+    def stalled(self, it: "Iterate", since_best: Count) -> Bool[Array, ""]:
+        # a kink drives the secants, and so L, to infinity: patience has to end all the same
+        return since_best > 100 + 20 * jnp.minimum(jnp.sqrt(it.L / self.mu), 5e3)
 
 
 class Iterate(eqx.Module):
@@ -153,6 +162,34 @@ def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
     return 1 + (min(LANCZOS_STEPS, size) if constants.mu is None else 0 if constants.L is not None else 1)
 
 
+def iterate(level: LowerLevel, solver: AbstractLowerSolver, start: Iterate) -> tuple[Iterate, Count]:
+    """Steps from `start` until ||rho|| and its rounding are at most `level.goal`, or there is no reason to go on: the
+    last iterate, and how many steps ago ||rho|| was smallest."""
+    mu, goal = level.mu, level.goal
+    reach = optax.tree.norm(start.x) + 2 * start.residual / mu  # >= ||x|| if x comes no farther from xhat than at first
+
+    def unfinished(carry):
+        it, _, since_best = carry
+
+        def decide():
+            noise = level.noise(it)
+            return it.dual > jnp.maximum(goal - noise, noise)
+
+        # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
+        far = it.dual > jnp.maximum(goal, 2 * rounding(it.L, reach, level.terms, level.u))
+        above = lax.cond(far, lambda: jnp.asarray(True), decide)
+        going = (it.cost < level.max_cost) & jnp.isfinite(it.dual) & ~it.negative_curvature
+        return above & going & ~level.stalled(it, since_best) & (mu > 0)
+
+    def step(carry):
+        it, best, since_best = carry
+        it = solver.step(level, it)
+        return it, jnp.minimum(best, it.dual), jnp.where(it.dual < best, 0, since_best + 1)
+
+    it, _, since_best = lax.while_loop(unfinished, step, (start, start.dual, jnp.asarray(0, jnp.int32)))
+    return it, since_best
+
+
 def descend(
     problem: AbstractProblem,
     solver: AbstractLowerSolver,
@@ -187,7 +224,8 @@ def descend(
     L = jnp.maximum(jnp.asarray(L if constants.L is None else constants.L, dtype), mu)
 
     level = LowerLevel(
-        problem, theta, mu, mu * eps, constants.metric, max_cost, u, constants.L is not None,
+        problem, theta, mu, mu * eps, constants.metric,
+        0.0 if constants.rounding is None else constants.rounding, max_cost, u, constants.L is not None,
         preconditioner(problem, x0, theta),
     )  # fmt: skip
     start = Iterate(
@@ -202,41 +240,13 @@ def descend(
         solver.init(x0, rho, solver.curvature(x0) if curvature is None else curvature),
     )
 
-    terms = 0.0 if constants.rounding is None else constants.rounding
-    reach = optax.tree.norm(x0) + 2 * residual / mu  # >= ||x|| as long as x comes no farther from xhat than x0
+    it, since_best = iterate(level, solver, start)
 
-    def floor(it):
-        return rounding(it.L, optax.tree.norm(it.x), terms, u)
-
-    def stalled(it, since_best):
-        # a kink drives the secants, and so L, to infinity: patience has to end all the same
-        return since_best > 100 + 20 * jnp.minimum(jnp.sqrt(it.L / mu), 5e3)
-
-    def unfinished(carry):
-        it, _, since_best = carry
-
-        def decide():
-            noise = floor(it)
-            return it.dual > jnp.maximum(mu * eps - noise, noise)
-
-        # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
-        far = it.dual > jnp.maximum(mu * eps, 2 * rounding(it.L, reach, terms, u))
-        above = lax.cond(far, lambda: jnp.asarray(True), decide)
-        going = (it.cost < max_cost) & jnp.isfinite(it.dual) & ~stalled(it, since_best) & ~it.negative_curvature
-        return above & going & (mu > 0)
-
-    def step(carry):
-        it, best, since_best = carry
-        it = solver.step(level, it)
-        return it, jnp.minimum(best, it.dual), jnp.where(it.dual < best, 0, since_best + 1)
-
-    it, _, since_best = lax.while_loop(unfinished, step, (start, start.dual, jnp.asarray(0, jnp.int32)))
-
-    noise = floor(it)
+    noise = level.noise(it)
     error = jnp.where(mu > 0, lower_error(it.dual, noise, mu), jnp.inf)
     met = error <= eps * (1 + 8 * u)  # the loop's test and this one round apart
     result = RESULTS.where(met, RESULTS.converged, RESULTS.max_cost_reached)
-    stuck = ~met & stalled(it, since_best)
+    stuck = ~met & level.stalled(it, since_best)
     result = RESULTS.where(stuck, RESULTS.lower_stalled, result)
     near_floor = it.dual <= noise * 100 * jnp.sqrt(it.L / mu)  # where a method may hover
     at_floor = ~met & ((mu * eps < 2 * noise) & (it.dual <= noise) | stuck & near_floor)

@@ -1,9 +1,9 @@
 """min over x of h(x, theta) until ||grad_x h|| <= mu eps: which method asks for least, in products and in seconds?
 
-Gradient descent, Nesterov, L-BFGS and Newton-CG on total variation (nine photographs 96 x 96) at three theta and on
-the paper's quadratic, from the problem's own guess; then bilevel.maid() as a whole with each of them. Cost counts
-lower-level gradients and Hessian products and is exact. Seconds are medians without compilation, of this machine as it
-is now.
+Gradient descent, Nesterov, L-BFGS and Newton-CG, two of them partly in float32, on total variation (nine
+photographs 96 x 96) at three theta and on the paper's quadratic, from the problem's own guess; then bilevel.maid() as a
+whole with each of them. Cost counts lower-level gradients and Hessian products and is exact. Seconds are medians
+without compilation, of this machine as it is now.
 
 `python experiments/bench_lower.py`, last part of `make bench`.
 """
@@ -30,6 +30,8 @@ SOLVERS = {
     "Nesterov": bilevel.Nesterov(),
     "LBFGS": bilevel.LBFGS(),
     "NewtonCG": bilevel.NewtonCG(),
+    "Nesterov, mixed": bilevel.MixedPrecision(bilevel.Nesterov()),
+    "NewtonCG, single": bilevel.SingleProducts(bilevel.NewtonCG()),
 }
 EPS = (1e-1, 1e-3, 1e-5, 1e-8)
 THETA0 = np.array([-5.0, -5.0])

@@ -15,7 +15,7 @@ LAYERS = [
     {"krylov", "secants"},
     {"estimates"},
     {"lower", "hypergradient"},
-    {"solvers"},
+    {"solvers", "precision"},
     {"accuracy", "direction", "predict", "linesearch"},
     {"inputs", "meter"},
     {"method", "pointwise"},
