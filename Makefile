@@ -36,12 +36,13 @@ lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(READY)  ## speed of the TV kernels and of the lower-level solvers
+bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds to target, methods x problems, in minutes
 	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_lower.py
-
-bench-full: $(READY)  ## cost to target of every method, and of the default with its parts left out
 	$(BIN)/python experiments/bench_methods.py $(MODE)
+
+bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default's parts left out, in hours
+	$(BIN)/python experiments/bench_full.py $(MODE)
 	$(BIN)/python experiments/bench_stn.py $(MODE)
 
 reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data

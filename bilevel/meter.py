@@ -21,14 +21,9 @@ from .results import RESULTS
 UNLIMITED = 2**30
 
 evaluate = eqx.filter_jit(hg.evaluate)
+correct = eqx.filter_jit(hg.correct)
 differentiate = eqx.filter_jit(hg.differentiate)
 move = eqx.filter_jit(projected_step)
-
-
-@eqx.filter_jit
-def assess(problem, solver, theta, x0, q, eps, max_cost, curvature):
-    """`evaluate`, and then the interval corrected by q."""
-    return hg.correct(problem, theta, hg.evaluate(problem, solver, theta, x0, eps, max_cost, curvature), q)
 
 
 class Overheads(NamedTuple):
@@ -130,16 +125,22 @@ class Meter:
         allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)) - correction, jnp.int32)
         eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
         learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
-        if q is None:
-            point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt)
-        else:
-            point = self._call(assess, self.problem, self.solver, theta, x0, q, eps_, allowed, learnt)
+        point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt)
         self.curvature = point.lower.curvature
         self.add(point.lower)
-        self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + correction)
+        if q is not None:
+            point = self.correct(theta, point, q)
         if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
             raise Stop(RESULTS.max_cost_reached)
         return point
+
+    def correct(self, theta: Vector, point: hg.Point, q: Vector) -> hg.Point:
+        """The point with its interval corrected by q, where the problem declares what that takes and it can be paid."""
+        cost = overheads(self.problem, point.lower.x, theta).correction
+        if not 0 < cost <= self.left:
+            return point
+        self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + cost)
+        return self._call(correct, self.problem, theta, point, q)
 
     def differentiate(self, theta: Vector, lower: Any, q: Vector, delta: float) -> hg.Hypergradient:
         """The hypergradient with the adjoint to delta."""

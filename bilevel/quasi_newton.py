@@ -30,7 +30,7 @@ from . import secants
 from .direction import keep_certifiable, projected_step, quasi_newton_direction
 from .hypergradient import Hypergradient, Point
 from .lower import AbstractLowerSolver
-from .meter import Meter, Stop, overheads
+from .meter import Meter, Stop
 from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
 from .predict import AbstractPredictor, Secants
 from .problem import Vector
@@ -175,10 +175,8 @@ class _Step:
         return share / per if per > 0 else math.inf
 
     def correct(self) -> None:
-        """The base's interval corrected by its own adjoint, where that is possible and can be paid for."""
-        known = overheads(self.meter.problem, self.point.lower.x, self.theta)
-        if known.correction and self.meter.left >= known.solve + known.correction:
-            self.point = self.meter.solve(self.theta, self.point.lower.x, math.inf, q=self.memory.q)
+        """The base's interval corrected by its own adjoint."""
+        self.point = self.meter.correct(self.theta, self.point, self.memory.q)
 
     def refine(self, eps: float, q: Vector | None = None) -> None:
         """The base to eps."""
@@ -192,16 +190,13 @@ class _Step:
     def direction(self) -> tuple[Vector, float]:
         """d and the first alpha."""
         theta, z, memory = self.theta, self.gradient.gradient, self.memory
-        if self.state.steps > 0:
-            theta_last, z_last, omega_last = memory.last
-            pairs, learnt = self.meter.call(
-                learn, memory.pairs, theta, z, theta_last, z_last, self.number(MEANINGLESS * (self.omega + omega_last))
-            )
-            # no curvature seen: the step was too short for it, or f is concave along it
-            memory = memory._replace(pairs=pairs, grow=1.0 if learnt else 2 * memory.grow)
-        self.memory = memory._replace(last=(theta, z, self.omega))
-        d, norm, used = self.meter.call(direct, self.memory.pairs, theta, z, self.box)
-        length, norm = self.memory.length, float(norm)
+        noise = self.number(MEANINGLESS * (self.omega + memory.last[2]))
+        pairs, d, *told = self.meter.call(direct, memory.pairs, theta, z, *memory.last[:2], noise, self.box)
+        norm, used, learnt = (v.item() for v in jax.device_get(told))
+        # no curvature seen: the step was too short for it, or f is concave along it
+        grow = 1.0 if learnt else 2 * memory.grow
+        self.memory = memory._replace(pairs=pairs, grow=grow, last=(theta, z, self.omega))
+        length = memory.length
         if not norm > 0:
             raise Stop(RESULTS.accuracy_floor)
         if math.isnan(length):  # a move of about one for each hyperparameter
@@ -210,12 +205,6 @@ class _Step:
         if not used:
             return d, 2 * length / norm
         return d, min(self.memory.grow, 10 * length / norm)
-
-    def move(self, d: Vector, alpha: float, wall: float) -> tuple[Vector, float]:
-        """The trial at alpha, and its distance."""
-        alpha, wall = self.number(alpha), self.number(wall)
-        trial, length = self.meter.call(move, self.meter.problem, self.theta, d, alpha, self.box, wall)
-        return trial, float(length)
 
     def number(self, value: float) -> Any:
         return jnp.asarray(value, self.point.value.dtype)
@@ -233,21 +222,25 @@ class _Step:
         guesses = meter.call(observe, predictor, self.memory.guesses, self.theta, self.point.lower.x)
         self.memory = self.memory._replace(guesses=guesses)
         cap = max(250, 2 * self.memory.work)
+        lower, per_eps = self.point.lower, self.gradient.per_eps
+        floor, per_eps, L, mu = map(float, jax.device_get((lower.floor, per_eps, lower.L, lower.mu)))
         # log(L/mu) where rounding takes a thirtieth of what omega may be, to first order; that may lie below the base's
-        floor = float(self.point.lower.floor * self.gradient.per_eps)
-        room = math.log(method.C * self.norm / 30 / floor) if floor > 0 else math.inf
-        wall = math.log(float(self.point.lower.L / self.point.lower.mu)) + room
+        wall = math.log(L / mu) + (
+            math.log(method.C * self.norm / 30 / floor / per_eps) if floor * per_eps > 0 else math.inf
+        )
         for attempt in range(12):
             if attempt == 4:  # the wall may be what is in the way
                 wall = math.inf
-            trial, length = self.move(d, alpha, wall)
-            slope = -float(meter.call(directional, self.gradient.gradient, trial, self.theta))
+            trial, x, *told = meter.call(
+                propose, meter.problem, predictor, self.memory.guesses, self.theta, lower.x, self.gradient.gradient,
+                d, self.number(alpha), self.number(wall), self.box,
+            )  # fmt: skip
+            length, slope = map(float, jax.device_get(told))
             if not length > 0 or not slope > 0:
                 if wall == math.inf:
                     return None
                 wall = math.inf
                 continue
-            x = meter.call(guess, predictor, self.memory.guesses, self.theta, self.point.lower.x, trial)
             spent = meter.counts.cost
             verdict, point = self.compare(trial, x, slope, cap)
             if verdict == "accept":
@@ -312,39 +305,26 @@ class _Step:
 
 
 @eqx.filter_jit
-def learn(pairs, theta, z, theta_last, z_last, noise):
-    """The pairs with the last step's, and whether that told a positive curvature."""
+def direct(pairs, theta, z, theta_last, z_last, noise, box):
+    """The pairs with the last step's, d, ||d||, whether the pairs made it, and whether the last step told a positive
+    curvature."""
     s, y = optax.tree.sub(theta, theta_last), optax.tree.sub(z, z_last)
     y = optax.tree.where(optax.tree.norm(y) > noise, y, optax.tree.zeros_like(y))
     new = secants.push(pairs, s, y)
-    return new, new.count > pairs.count
+    return new, *quasi_newton_direction(new, theta, z, box), new.count > pairs.count
 
 
 @eqx.filter_jit
-def direct(pairs, theta, z, box):
-    return quasi_newton_direction(pairs, theta, z, box)
-
-
-@eqx.filter_jit
-def move(problem, theta, d, alpha, box, wall):
+def propose(problem, predictor, guesses, theta, x, z, d, alpha, wall, box):
+    """theta+, a guess of its x, ||theta+ - theta||, and <z, theta - theta+>."""
     trial, _ = projected_step(theta, d, alpha, box)
     trial = keep_certifiable(problem, trial, wall)
     if box is not None:
         trial = jax.tree.map(jnp.clip, trial, *box)
-    return trial, optax.tree.norm(optax.tree.sub(trial, theta))
-
-
-@eqx.filter_jit
-def directional(z, trial, theta):
-    """<z, trial - theta>."""
-    return optax.tree.vdot(z, optax.tree.sub(trial, theta))
+    step = optax.tree.sub(trial, theta)
+    return trial, predictor.guess(guesses, theta, x, trial), optax.tree.norm(step), -optax.tree.vdot(z, step)
 
 
 @eqx.filter_jit
 def observe(predictor, memory, theta, x):
     return predictor.observe(memory, theta, x)
-
-
-@eqx.filter_jit
-def guess(predictor, memory, theta, x, trial):
-    return predictor.guess(memory, theta, x, trial)

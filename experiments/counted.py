@@ -65,7 +65,7 @@ class Gradient:
         eps = self.eps
         hg = bilevel.hypergradient(self.problem, theta, eps=eps, delta=eps, solver=self.solver, **self.warm)
         self.warm = {"x0": hg.x, "q0": hg.q}
-        return Answer(float(hg.value), (float(hg.value), np.asarray(hg.gradient)), hg.counts.cost, hg.x)
+        return Answer(float(hg.value), (float(hg.value), jax.tree.map(np.asarray, hg.gradient)), hg.counts.cost, hg.x)
 
 
 class Implicit:

@@ -22,6 +22,7 @@ COLOURS = {
     "quasi-newton": "#C1121F",
     "fixed 1e-1": "#B5B5B5",
     "fixed 1e-3": "#8A8A8A",
+    "fixed 1e-4": "#737373",
     "fixed 1e-5": "#5C5C5C",
     "hoag geometric": "#009E73",
     "hoag quadratic": "#E69F00",
