@@ -17,7 +17,6 @@ from bilevel import (
     RESULTS,
     AbstractProblem,
     Constants,
-    GradientDescent,
     MixedPrecision,
     Nesterov,
     NewtonCG,
@@ -26,7 +25,7 @@ from bilevel import (
 from bilevel.lower import descend, overhead
 from bilevel.meter import Meter
 
-MIXED = [*map(MixedPrecision, (GradientDescent(), Nesterov(), LBFGS(), NewtonCG())), SingleProducts(NewtonCG())]
+MIXED = [*map(MixedPrecision, (Nesterov(), LBFGS())), SingleProducts(NewtonCG())]
 DECLARED = ("mu", "L", "L_upper", "L_hessian", "L_cross")
 each_solver = pytest.mark.parametrize("solver", MIXED, ids=lambda s: f"{type(s).__name__} {type(s.solver).__name__}")
 exactly, minimise = eqx.filter_jit(truth), eqx.filter_jit(descend)
