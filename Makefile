@@ -29,8 +29,8 @@ $(PEERS): $(READY)
 demo: $(READY)  ## learn a TV denoiser from photographs; prints a table, writes a figure
 	$(BIN)/python experiments/demo.py
 
-test: $(READY)  ## run the tests; options go in ARGS="-k certificate"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the tests, a file at a time on each core; options go in ARGS="-k certificate"
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
