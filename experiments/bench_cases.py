@@ -27,7 +27,9 @@ from problems import data, foe, labelled
 from problems.quadratic import uniform_data
 
 SOLVER = bilevel.LBFGS()
-DIGITS = {"digits 1": (), "digits 64": (64, 1), "digits 640": (64, 10)}
+DIGITS = {"digits 1": (), "digits 64": (64, 1), "digits 640, 1e-2": (64, 10), "digits 640": (64, 10)}
+# f has many stationary points with 640 penalties, and the best known takes minutes to find: a row that is nearer, too
+ABOVE = {"digits 640, 1e-2": 1e-2}
 SIZES, NOISE, SEED = (800, 500, 497), 0.3, 0
 UNBOXED = "digits 640, uncertified"  # with penalties down to e^-16 no certificate survives rounding
 BOX, WIDE = (-8.0, 6.0), (-16.0, 6.0)
@@ -113,9 +115,10 @@ def digits(log, smoke, kind: str) -> Case:
         answer = counted.Gradient(problem, 1e-8, bilevel.NewtonCG())
         return lbfgsb(answer, theta0, box, lambda *_: None, maxfun=20 if smoke else 10_000)
 
-    best = WIDE_BEST if wide else optimum(log, kind, find)
-    limits = dict(max_cost=200_000, max_seconds=120.0)
-    return Case(problem, theta0, best, best + 1e-3, accurately(problem, 1e-5), box=box, euclidean=euclidean, **limits)
+    best = WIDE_BEST if wide else optimum(log, kind.split(",")[0], find)
+    limits = dict(max_cost=200_000, max_seconds=45.0)
+    target, f = best + ABOVE.get(kind, 1e-3), accurately(problem, 1e-5)
+    return Case(problem, theta0, best, target, f, box=box, euclidean=euclidean, **limits)
 
 
 def experts(packaged, smoke) -> Case:
