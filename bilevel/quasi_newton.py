@@ -8,7 +8,8 @@
 
 Both intervals are corrected by the base's adjoint q, |f - (g(x) - <q, rho>)| <= delta eps + (L_g + M_H) eps^2 / 2, so
 they are of second order in eps at the base and nearly so close to it. A trial is solved from a guess by the affine
-response through the points solved before, and only as accurately as the expected decrease asks.
+response through the points solved before, and only as accurately as the expected decrease asks. What the solver has
+learnt of H, L-BFGS's pairs, starts every next solve and preconditions the adjoint.
 
 ||grad f|| <= (1 + C) ||z|| at every step, so z -> 0 is stationarity. Where no step along z's descent directions is
 accepted, C falls to below one: then -z is a certified direction of descent, and short enough steps along it are

@@ -32,7 +32,6 @@ METHODS = {
     "hoag quadratic": bilevel.hoag(bilevel.Polynomial(2), solver=bilevel.NewtonCG()),
     "hoag cubic": bilevel.hoag(bilevel.Polynomial(3), solver=bilevel.NewtonCG()),
     "maid": bilevel.maid(solver=bilevel.LBFGS()),
-    "maid over Newton-CG": bilevel.maid(solver=bilevel.NewtonCG()),
     "maid, boxed": bilevel.maid(solver=bilevel.LBFGS()),
 }
 # Without a box MAID's penalties fall until its certificates are below rounding, and it stops there.

@@ -18,7 +18,6 @@ MAX_FIGURE = 300_000  # bytes
 COLOURS = {
     "maid": "#0072B2",
     "maid, boxed": "#003F66",
-    "maid over Newton-CG": "#56B4E9",
     "quasi-newton": "#C1121F",
     "fixed 1e-1": "#B5B5B5",
     "fixed 1e-3": "#8A8A8A",
