@@ -58,7 +58,8 @@ def cg_iterations(
     def unfinished(carry):
         q, r, _, rr, products, bad = carry
         norm = jnp.sqrt(rr) if precondition is None else dual_norm(r, metric)
-        return (norm > target(q)) & (products < max_products) & ~bad
+        # <r, P^{-1} r> <= 0: the preconditioner has lost its definiteness to rounding, and no step would be downhill
+        return (norm > target(q)) & (products < max_products) & ~bad & (rr > 0)
 
     def step(carry):
         q, r, p, rr, products, _ = carry

@@ -46,6 +46,21 @@ def test_the_reported_residual_is_the_true_one(dtype):
         assert not out.negative_curvature and 1 <= out.products <= 10 * N
 
 
+@pytest.mark.parametrize("indefinite", [lambda r: -r, lambda r: r * jnp.where(jnp.arange(N) < 11, 1, -50.0)])
+def test_a_preconditioner_that_is_not_definite_ends_the_iteration(indefinite):
+    """What rounding can make of secant pairs: no endless loop, and the residual that is reported is the true one."""
+    rng = np.random.default_rng(5)
+    H, b, most = spd(rng), jnp.asarray(rng.standard_normal(N)), jnp.asarray(100_000, jnp.int32)
+    numbers = {name: jnp.asarray(v) for name, v in {"delta": 1e-8, "mu": 1.0, "L": 100.0}.items()}
+    u = float(np.finfo(np.float64).eps) / 2
+    run = eqx.filter_jit(lambda H, b: conjugate_gradients(
+        lambda v: H @ v, b, 0 * b, **numbers, u=u, max_products=most, precondition=indefinite
+    ))  # fmt: skip
+    out = run(H, b)
+    assert out.products <= 100 and not out.negative_curvature
+    assert float(out.residual) == pytest.approx(true_residual(H, out.q, b), abs=1e-12)
+
+
 def test_as_many_steps_as_eigenvalues():
     """Three distinct eigenvalues take three steps, and one product more at the start and at the end each, to look."""
     rng = np.random.default_rng(1)

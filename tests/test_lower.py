@@ -1,5 +1,7 @@
 """Every method for the lower level reaches the certified error, at its rate, within its budget, or says why not."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from problems_for_tests import (
 
 import bilevel
 from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent, Nesterov, NewtonCG
+from bilevel.hypergradient import differentiate
 from bilevel.lower import descend, overhead
 from bilevel.meter import UNLIMITED
 
@@ -73,6 +76,35 @@ def test_below_the_floor_it_ends_honestly(solver, dtype):
     assert distance(below.x, exact.x) <= float(below.error) <= (10 if solver == GradientDescent() else 3) * floor
     cost = [int(lower.lower_gradients + lower.hessian_products) for lower in (near, below)]
     assert cost[1] <= 10 * cost[0] + 600
+
+
+def test_what_a_solve_learnt_starts_the_next():
+    """Six pairs tell all of a quadratic's H: at another theta few gradients are left to do, and fewer products for the
+    adjoint. Pairs of an H a thousand times as large, or as small, cost gradients and no certificate."""
+    problem, theta = example("quadratic", F64)
+    most, eps, solver = jnp.asarray(UNLIMITED, jnp.int32), jnp.asarray(1e-6), LBFGS()
+    first = minimise(problem, solver, theta, problem.guess(theta), eps, most)
+    exact = problem.closed_form(theta + 1)
+
+    def products(lower):
+        q0 = optax.tree.zeros_like(lower.x)
+        z = eqx.filter_jit(differentiate)(problem, theta + 1, lower, q0, jnp.asarray(1e-6), most)
+        assert z.result == RESULTS.converged and distance(z.gradient, exact.gradient) <= z.error
+        return int(z.hessian_products)
+
+    def solve(curvature):
+        lower = minimise(problem, solver, theta + 1, first.x, eps, most, curvature)
+        assert lower.result == RESULTS.converged and distance(lower.x, exact.x) <= lower.error <= 1e-6
+        return lower
+
+    alone, next_one = solve(solver.curvature(first.x)), solve(first.curvature)
+    assert 2 * next_one.lower_gradients <= alone.lower_gradients
+    assert products(next_one) < products(dataclasses.replace(next_one, curvature=None))
+    pairs = first.curvature
+    for factor in (1e-3, 1e3):
+        solve(dataclasses.replace(
+            pairs, y=factor * pairs.y, inverse=pairs.inverse / factor, gamma=pairs.gamma / factor
+        ))  # fmt: skip
 
 
 def iterations(solver, kappas, digits=1e-6):
