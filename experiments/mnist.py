@@ -28,6 +28,7 @@ THETA0 = -4.0
 # Newton-CG: over L-BFGS, on a tenth of the data, its rule found no step any more at a cost of 2 000.
 METHODS = {
     "quasi-newton": bilevel.quasi_newton(),
+    "quasi-newton, boxed": bilevel.quasi_newton(),
     "hoag geometric": bilevel.hoag(bilevel.Geometric(0.9), solver=bilevel.NewtonCG()),
     "hoag quadratic": bilevel.hoag(bilevel.Polynomial(2), solver=bilevel.NewtonCG()),
     "hoag cubic": bilevel.hoag(bilevel.Polynomial(3), solver=bilevel.NewtonCG()),
@@ -35,7 +36,7 @@ METHODS = {
     "maid, boxed": bilevel.maid(solver=bilevel.LBFGS()),
 }
 # Without a box MAID's penalties fall until its certificates are below rounding, and it stops there.
-BOX = {"maid, boxed": (-12.0, 4.0), "maid, third set": (-12.0, 4.0)}
+BOX = dict.fromkeys(("maid, boxed", "quasi-newton, boxed", "maid, third set"), (-12.0, 4.0))
 BUDGET, SMOKE = 10_000, 400
 LONG = 100_000  # for boxed MAID with the paper's split: what the last decade brings
 HONEST, ONE = "maid, third set", "one penalty, third set"

@@ -19,6 +19,7 @@ COLOURS = {
     "maid": "#0072B2",
     "maid, boxed": "#003F66",
     "quasi-newton": "#C1121F",
+    "quasi-newton, boxed": "#7A0C14",
     "fixed 1e-1": "#B5B5B5",
     "fixed 1e-3": "#8A8A8A",
     "fixed 1e-4": "#737373",
