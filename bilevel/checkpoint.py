@@ -81,4 +81,4 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
     """The saved array as what it was: a JAX array laid out like `leaf`, or a Python number."""
     if eqx.is_array(leaf):
         return jax.device_put(array, leaf.sharding)
-    return type(leaf)(array)
+    return array.item()

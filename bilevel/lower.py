@@ -133,7 +133,7 @@ class AbstractLowerSolver(eqx.Module):
     """
 
     def curvature(self, x: Vector) -> Any:
-        """What is known of H before the first solve; x tells its shapes. Nothing, by default."""
+        """What is known of H before the first solve, `secants.Pairs`; x tells its shapes. Nothing, by default."""
         return None
 
     @abc.abstractmethod

@@ -78,6 +78,13 @@ class QuasiNewton(AbstractMethod):
     solver: AbstractLowerSolver = LBFGS()
     predictor: AbstractPredictor = Secants()
 
+    def __check_init__(self):
+        if self.predictor.cost > 0:
+            raise ValueError(
+                f"{self.predictor!r} is fitted at a cost, for which this method has no place: use Secants() or "
+                "Previous(), or bilevel.maid(predictor=...)"
+            )
+
     def init(self, problem, theta0, x0, max_cost=math.inf):
         meter = Meter(problem, self.solver, max_cost)
         point = meter.solve(theta0, x0, math.inf)
@@ -151,9 +158,10 @@ class _Step:
             if self.norm + self.omega <= self.tol or self.norm + self.omega == 0:
                 self.correct()
                 raise Stop(RESULTS.converged)
-            wanted = C * self.norm
-            if self.norm < 0.9 * self.tol:  # all that is missing is the certificate
-                wanted = min(wanted, self.tol - self.norm)
+            if math.isnan(self.omega):
+                raise Stop(RESULTS.non_finite)
+            # close to a stationary point all that is missing is the certificate
+            wanted = C * self.norm if self.norm >= 0.9 * self.tol else self.tol - self.norm
             if self.omega <= wanted:
                 break
             if (self.lower_floor or float(self.point.lower.error) == 0) and (
@@ -166,6 +174,9 @@ class _Step:
                 min(delta, self.affords("delta", share * wanted)),
             )
             share /= 2
+            reached = float(self.point.lower.error), float(self.gradient.delta)
+            if eps >= reached[0] and delta >= reached[1]:  # what is too large is of second order
+                eps, delta = reached[0] / 2, reached[1] / 2
         # what the next point is asked for first: the same, in the hope of a norm half as large
         wanted = 0.2 * self.method.C * self.norm
         self.memory = self.memory._replace(eps=self.affords("eps", wanted), delta=self.affords("delta", wanted))
@@ -282,7 +293,7 @@ class _Step:
                 if change - half - base > target:
                     return "worse", point
                 gap = abs(change - target)
-                if base <= max(half, gap / 4) or self.lower_floor:
+                if base <= max(half, gap / 4) or self.lower_floor or float(self.point.lower.error) == 0:
                     break
                 self.refine(float(self.point.lower.error) * min(0.5, max(1e-3, gap / 4 / base)), q)
             if floor or error == 0:

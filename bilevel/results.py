@@ -48,7 +48,8 @@ class Solution(eqx.Module):
     **Attributes**
 
     - `theta`, `x`: the last accepted hyperparameters and their lower-level solution (pytrees).
-    - `value`, `value_error`: the upper level at `x`, and a bound on its distance to f(theta).
+    - `value`, `value_error`: f(theta) but for at most `value_error`: the upper level at `x`, which the default method
+      corrects by the adjoint.
     - `gradient_norm`, `gradient_error`: ||z|| (with a box on theta: ||P(theta - z) - theta||) and omega, the bound on
       ||z - grad f||. `nan` and `inf` where the budget ended before the gradient at the last accepted point was known.
     - `certified`: every bound rests on constants that are proven or vouched for, none on an estimate.

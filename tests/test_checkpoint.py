@@ -101,8 +101,10 @@ def test_sigkill_at_any_moment_loses_nothing(path):
 
 @pytest.mark.parametrize("longer", [dict(max_steps=12), dict(max_steps=30, max_cost=200), dict(max_steps=30, tol=0.3)])
 @pytest.mark.parametrize(
-    "method", [bilevel.maid(), bilevel.hoag(), bilevel.fixed_accuracy(1e-4), bilevel.quasi_newton()]
-)
+    "method",
+    [bilevel.maid(), bilevel.maid(1, 1), bilevel.hoag(), bilevel.fixed_accuracy(1e-4), bilevel.quasi_newton(),
+     bilevel.quasi_newton(1, 1)],
+)  # fmt: skip
 def test_resume_with_larger_budgets_equals_the_long_run(path, method, longer):
     """A run that ended by its budget goes on as if the budget had been larger from the start."""
     for short in (dict(max_steps=5), dict(max_cost=40)):

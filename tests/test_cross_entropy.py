@@ -64,6 +64,17 @@ def test_float32_and_vmap(rows):
         close((gradients[k], products[k]), exact, 1e-5)
 
 
+@pytest.mark.parametrize("rows", [N, 10])
+def test_a_small_loss_does_not_cancel(rows):
+    """Labels that the scores tell by far: l is a thousandth and less of a score, and float32 still has its digits."""
+    W, _, _, A, _ = draw(dtype=np.float32)
+    W = 30 * W
+    y = jnp.argmax(A @ W, axis=1)
+    exact = definition(W.astype(np.float64), A.astype(np.float64), y)
+    assert float(exact) < 1e-2 * float(jnp.max(A @ W))
+    np.testing.assert_allclose(cross_entropy(W, A, y, rows), exact, rtol=1e-5)
+
+
 def test_scores_that_overflow():
     """Classes certain to the last bit: e^s would be infinite."""
     W, _, _, A, y = draw(1e4)

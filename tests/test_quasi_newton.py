@@ -188,6 +188,45 @@ def test_a_box_is_never_left_and_stops_by_the_projected_gradient(bounds):
     assert infos[-1].result == RESULTS.converged and jnp.linalg.norm(stationarity) <= 1e-5
 
 
+@pytest.mark.parametrize("first", [None, 1.0, 1e3])
+def test_a_bound_of_second_order_alone_is_tightened(first):
+    """At x = 0 no weight feels its penalty, J = 0 and q = 0: omega = L_J eps eta_q has no part linear in eps."""
+    solution = bilevel.solve(logistic(), np.zeros((4, 3)), bilevel.quasi_newton(first, first), max_cost=3000, tol=1e-3)
+    assert solution.result in (RESULTS.converged, RESULTS.max_cost_reached) and solution.state.steps > 0
+
+
+class Solved(bilevel.AbstractProblem):
+    """xhat = 0 is where the lower level starts, and f hardly varies: rounding is all of the base's interval."""
+
+    k: jax.Array
+
+    def lower(self, x, theta):
+        return jnp.exp(theta[0]) * jnp.sum(x**2) / 2
+
+    def upper(self, x, theta):
+        return jnp.sum((x - 1) ** 2) / 2 + self.k * jnp.sum((theta - 2) ** 2)
+
+    def guess(self, theta):
+        return jnp.zeros(3)
+
+    def constants(self, theta):
+        e = jnp.exp(theta[0])
+        return bilevel.Constants(
+            mu=e, L=e, L_upper=1.0, L_upper_theta=0.0, L_hessian=0.0, L_cross=e, convex_upper=True
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1e-10, 1e-12, 1e-14])
+def test_a_base_without_error_is_not_refined_for_ever(k):
+    solution = bilevel.solve(Solved(jnp.asarray(k)), np.array([0.3, -0.7]), tol=0.0, max_cost=20_000)
+    assert solution.result != RESULTS.max_cost_reached and solution.cost < 10_000
+
+
+def test_a_predictor_that_would_never_be_fitted_is_refused():
+    with pytest.raises(ValueError, match="fitted at a cost"):
+        bilevel.QuasiNewton(predictor=bilevel.FittedResponse(1))
+
+
 @pytest.mark.parametrize("low", [-6.0, -1.0])
 def test_the_preconditioner_is_near_the_hessian(low):
     """Symmetric, positive, and P^{-1} H within a factor that conjugate gradients do not notice."""

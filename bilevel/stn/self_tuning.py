@@ -60,7 +60,10 @@ class SelfTuning(AbstractMethod):
     def __repr__(self):
         # a checkpoint is told from another method's by this: an optimiser's functions do not show its constants
         zero = jnp.zeros(())
-        steps = str(jax.make_jaxpr(self.optimiser.update)(zero, self.optimiser.init(zero), zero))
+        try:
+            steps = str(jax.make_jaxpr(self.optimiser.update)(zero, self.optimiser.init(zero), zero))
+        except (TypeError, ValueError):  # one for theta's own structure
+            steps = str(self.optimiser)
         mark = hashlib.sha256(re.sub("0x[0-9a-f]+", "", steps).encode()).hexdigest()[:8]
         return f"SelfTuning({mark}, rank={self.rank}, steps={self.steps}, sigma={self.sigma}, solver={self.solver})"
 
@@ -177,9 +180,16 @@ class SelfTuning(AbstractMethod):
             if met or norm - omega > tol or omega <= tol / 10 or (exact and solved):
                 break
             # omega ~ per_eps eps + per_delta delta: each gets its share of what is left, and less at every repetition
+            if math.isnan(omega):
+                raise Stop(RESULTS.non_finite)
             wanted = share * max(tol - norm, tol / 10)
-            eps, delta = wanted / float(gradient.per_eps), min(delta, wanted / float(gradient.per_delta))
+            per_eps, per_delta = float(gradient.per_eps), float(gradient.per_delta)
+            eps = wanted / per_eps if per_eps > 0 else math.inf
+            delta = min(delta, wanted / per_delta if per_delta > 0 else math.inf)
             share /= 2
+            reached = float(point.lower.error), float(gradient.delta)
+            if eps >= reached[0] and delta >= reached[1]:  # what is too large is of second order
+                eps, delta = reached[0] / 2, reached[1] / 2
             if float(point.lower.error) > eps and not solved:
                 point = meter.solve(theta, point.lower.x, eps)
                 if float(point.lower.error) > ROUNDED * eps and point.lower.result != RESULTS.accuracy_floor:
