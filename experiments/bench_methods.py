@@ -21,6 +21,7 @@ import record
 import style
 from bench_cases import SOLVER, one
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 import bilevel
@@ -206,6 +207,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
             )
             a.axhline(aim, color="#777777", ls="--", lw=1)
             a.set(xscale="log", yscale="log", xlabel=label, title=kind)
+            a.xaxis.set_minor_formatter(NullFormatter())
     for row in axes:
         row[0].set(ylabel="f, above the best where that is known")
     axes[0, 0].legend()
