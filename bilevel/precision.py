@@ -24,14 +24,10 @@ from .problem import Vector, hessian_product
 U32 = unit_roundoff(jnp.float32)
 
 
-class MixedPrecision(AbstractLowerSolver):
-    """`solver`, whose first step is a whole descent in float32 and one gradient in float64.
+class AbstractAround(AbstractLowerSolver):
+    """Around another solver: its memory, and whether float32 is to be tried."""
 
-    The float32 descent ends where ||rho|| and its rounding there are at most mu eps, so that the gradient in float64
-    certifies eps, or near its floor. From there `solver` goes on in float64, with what it remembers.
-    """
-
-    solver: AbstractLowerSolver
+    solver: eqx.AbstractVar[AbstractLowerSolver]
 
     def curvature(self, x):
         return self.solver.curvature(x)
@@ -41,6 +37,16 @@ class MixedPrecision(AbstractLowerSolver):
 
     def init(self, x, rho, curvature):
         return self.solver.init(x, rho, curvature), jnp.asarray(True)
+
+
+class MixedPrecision(AbstractAround):
+    """`solver`, whose first step is a whole descent in float32 and one gradient in float64.
+
+    The float32 descent ends where ||rho|| and its rounding there are at most mu eps, so that the gradient in float64
+    certifies eps, or near its floor. From there `solver` goes on in float64, with what it remembers.
+    """
+
+    solver: AbstractLowerSolver
 
     def step(self, level, it):
         memory, first = it.memory
@@ -75,7 +81,7 @@ class MixedPrecision(AbstractLowerSolver):
         return _better(found, it)[0]
 
 
-class SingleProducts(AbstractLowerSolver):
+class SingleProducts(AbstractAround):
     """`solver`, one with Hessian products such as `NewtonCG`, with these in float32 and its gradients in float64.
 
     ||(H32 - H) d|| is about u32 L ||d||, a small part of ||rho|| whatever ||rho|| is: each step gains some digits and
@@ -83,15 +89,6 @@ class SingleProducts(AbstractLowerSolver):
     """
 
     solver: AbstractLowerSolver
-
-    def curvature(self, x):
-        return self.solver.curvature(x)
-
-    def learnt(self, memory):
-        return self.solver.learnt(memory[0])
-
-    def init(self, x, rho, curvature):
-        return self.solver.init(x, rho, curvature), jnp.asarray(True)
 
     def step(self, level, it):
         memory, trusted = it.memory
