@@ -7,6 +7,8 @@ from .accuracy import Polynomial as Polynomial
 from .accuracy import Scheduled as Scheduled
 from .check import check_problem as check_problem
 from .descent import Method as Method
+from .goal_oriented import ErrorEstimate as ErrorEstimate
+from .goal_oriented import estimate_error as estimate_error
 from .linesearch import CertifiedBacktracking as CertifiedBacktracking
 from .linesearch import Constant as Constant
 from .linesearch import HOAGHeuristic as HOAGHeuristic

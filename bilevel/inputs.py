@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from .direction import Box
 from .problem import AbstractProblem, Vector
+from .secants import replicate
 
 
 def prepare(
@@ -32,6 +33,7 @@ def prepare(
     if x0 is not None and guessed:
         same_shapes(x0, jax.eval_shape(problem.guess, theta), "x0", f"{type(problem).__name__}.guess")
     x0 = _floating(problem.guess(theta) if x0 is None else x0, dtype, "x0")
+    theta = replicate(theta, jax.tree.leaves(x0)[0])
 
     for name in levels:
         try:
@@ -86,7 +88,7 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
 
     def fill(side, name):
         if isinstance(side, int | float):
-            return jax.tree.map(lambda leaf: jnp.full_like(leaf, side), theta)
+            return jax.tree.map(lambda leaf: jnp.asarray(np.full(leaf.shape, side, leaf.dtype)), theta)
         if jax.tree.structure(side) != jax.tree.structure(theta):
             raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
         odd = jax.tree.map(lambda value, leaf: np.shape(value) not in ((), leaf.shape), side, theta)
@@ -149,8 +151,14 @@ def _floating(tree, dtype, name):
 def _reject(leaf, name):
     if leaf.size == 0:
         raise ValueError(f"{name} has an empty array of shape {leaf.shape}: there is nothing to learn from")
-    if not bool(jnp.all(jnp.isfinite(leaf))):
+    if not finite(leaf):
         raise ValueError(f"{name} holds NaN or infinite values: remove or replace them first")
+
+
+def finite(leaf: jax.Array | np.ndarray) -> bool:
+    """Whether all of it is; by NumPy where it lies on the host, since JAX would compile each operation by itself."""
+    host = isinstance(leaf, np.ndarray) or all(device.platform == "cpu" for device in leaf.devices())
+    return bool(np.isfinite(np.asarray(leaf)).all() if host else jnp.all(jnp.isfinite(leaf)))
 
 
 def _describe(tree):

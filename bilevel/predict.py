@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from . import secants
 from .problem import AbstractProblem, Vector
 
 
@@ -77,8 +78,8 @@ class Secants(AbstractPredictor):
     cost: int = eqx.field(static=True, default=0)
 
     def init(self, theta, x):
-        theta, x = (jax.tree.map(lambda v: jnp.zeros((self.points, *v.shape), v.dtype), tree) for tree in (theta, x))
-        return Points(theta, x, jnp.asarray(0, jnp.int32))
+        count = secants.replicate(jnp.asarray(0, jnp.int32), jax.tree.leaves(x)[0])
+        return Points(secants.stack(theta, self.points), secants.stack(x, self.points), count)
 
     def observe(self, memory, theta, x):
         at = memory.count % self.points

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .problem import Scalar, Vector
@@ -33,9 +34,34 @@ class Pairs(eqx.Module):
 
 def empty(like: Vector, slots: int) -> Pairs:
     """No pairs yet: B = 1."""
-    stacked = jax.tree.map(lambda v: jnp.zeros((slots, *v.shape), v.dtype), like)
-    dtype = jax.tree.leaves(like)[0].dtype
-    return Pairs(stacked, stacked, jnp.zeros(slots, dtype), jnp.ones((), dtype), jnp.asarray(0, jnp.int32))
+    leaf = jax.tree.leaves(like)[0]
+    inverse, gamma = jnp.zeros(slots, leaf.dtype), jnp.ones((), leaf.dtype)
+    rest = replicate((inverse, gamma, jnp.asarray(0, jnp.int32)), leaf)
+    return Pairs(stack(like, slots), stack(like, slots), *rest)
+
+
+def stack(like: Vector, slots: int) -> Vector:
+    """Zeros with a leading axis of slots, laid over devices as `like` is."""
+
+    def zeros(v):
+        spread = layout(v)
+        device = spread and NamedSharding(spread.mesh, PartitionSpec(None, *spread.spec))
+        return jnp.zeros((slots, *v.shape), v.dtype, device=device)
+
+    return jax.tree.map(zeros, like)
+
+
+def replicate(tree: PyTree, like: Array) -> PyTree:
+    """The tree on every device of the mesh that `like` lies on, if it does: so it comes back from a program that reads
+    `like`, and one that is given what it gave back is compiled once."""
+    spread = layout(like)
+    return tree if spread is None else jax.device_put(tree, NamedSharding(spread.mesh, PartitionSpec()))
+
+
+def layout(v: Array) -> NamedSharding | None:
+    """How v is laid over a mesh; None on one device, or under a transformation."""
+    traced = isinstance(v, jax.core.Tracer)
+    return v.sharding if not traced and isinstance(v.sharding, NamedSharding) else None
 
 
 def push(pairs: Pairs, s: Vector, y: Vector, precondition: Inverse = None) -> Pairs:

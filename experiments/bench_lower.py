@@ -1,20 +1,24 @@
 """min over x of h(x, theta) until ||grad_x h|| <= mu eps: which method asks for least, in products and in seconds?
 
-Gradient descent, Nesterov, L-BFGS and Newton-CG, two of them partly in float32, on total variation (nine
-photographs 96 x 96) at three theta and on the paper's quadratic, from the problem's own guess; then bilevel.maid() as a
-whole with each of them. Cost counts lower-level gradients and Hessian products and is exact. Seconds are medians
-without compilation, of this machine as it is now.
+Gradient descent, Nesterov, L-BFGS and Newton-CG, two of them partly in float32, and the candidates of
+`lower_candidates`, on total variation (nine photographs 96 x 96) at three theta, on the paper's quadratic and on the
+digits with 640 penalties, from the problem's own guess; then bilevel.maid() on total variation as a whole with each.
+Cost counts lower-level gradients and Hessian products and is exact. Seconds are medians without compilation, of this
+machine as it is now.
 
 `python experiments/bench_lower.py`, last part of `make bench`.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
+import bench_cases
 import jax
 import numpy as np
 import record
+from lower_candidates import HalfQuadratic, NonlinearCG, PrimalDual, RegularisedNewton
 from tqdm import tqdm
 
 import bilevel
@@ -32,7 +36,10 @@ SOLVERS = {
     "NewtonCG": bilevel.NewtonCG(),
     "Nesterov, mixed": bilevel.MixedPrecision(bilevel.Nesterov()),
     "NewtonCG, single": bilevel.SingleProducts(bilevel.NewtonCG()),
+    "NonlinearCG": NonlinearCG(),
+    "RegularisedNewton": RegularisedNewton(),
 }
+FOR_TV = {"HalfQuadratic": HalfQuadratic(), "PrimalDual": PrimalDual()}
 EPS = (1e-1, 1e-3, 1e-5, 1e-8)
 THETA0 = np.array([-5.0, -5.0])
 WITHIN = 0.02
@@ -42,18 +49,21 @@ def lower_levels(log: record.Log, repeats: int, budget: float) -> None:
     """Every method on every lower-level problem; repeats end early once `budget` seconds are spent on one of them."""
     photographs = data.photographs(96).pixels
     tv = problems.TotalVariation(photographs, data.add_noise(photographs, 0.1, seed=0))
+    digits = problems.LogisticRegression(*(array for part in bench_cases.digits_data()[:2] for array in part))
     places = {
         "TV (-5, -5), start": (tv, THETA0),
         "TV (-2.08, -4.6), near the optimum": (tv, np.array([-2.08, -4.6])),
         "TV (0, -4.6), too strong": (tv, np.array([0.0, -4.6])),
         "quadratic, ones": (uniform_data(0), np.ones(10)),
+        "digits, 640 penalties e^-8": (digits, np.full((64, 10), -8.0)),
     }
-    bar = tqdm(total=len(places) * len(SOLVERS) * len(EPS), desc="lower level", disable=None)
-    for place, (problem, theta) in places.items():
+    bar = tqdm(places.items(), desc="lower level", disable=None)
+    for place, (problem, theta) in bar:
+        solvers = SOLVERS | (FOR_TV if problem is tv else {})
         constants = problem.constants(theta)
         kappa = float(constants.L / constants.mu)
         rows = {}
-        for name, solver in SOLVERS.items():
+        for name, solver in solvers.items():
             for eps in EPS:
                 seconds = []
                 while len(seconds) < 2 or (len(seconds) <= repeats and sum(seconds) < budget):
@@ -74,14 +84,35 @@ def lower_levels(log: record.Log, repeats: int, budget: float) -> None:
                           **record.environment())  # fmt: skip
                 log.write("end", f"{place}, {name}, eps {eps:g}", **numbers)
                 rows[name, eps] = numbers
-                bar.update()
         header = ("cost / ms", *(f"eps {eps:g}" for eps in EPS))
         cells = [
             (name, *(f"{_cost(rows[name, eps])} / {1e3 * rows[name, eps]['seconds']:.1f}" for eps in EPS))
-            for name in SOLVERS
+            for name in solvers
         ]
         tqdm.write(f"\n{place}: condition number {kappa:.4g}\n{record.table(header, cells)}")
-    bar.close()
+
+
+def members(log: record.Log) -> None:
+    """Does a batch pay for its slowest image? What each needs by itself, to its share of eps, beside all at once."""
+    photographs = data.photographs(96).pixels
+    noisy = data.add_noise(photographs, 0.1, seed=0)
+    rows = []
+    for place, theta in {"(-2.08, -4.6)": (-2.08, -4.6), "(0, -4.6)": (0.0, -4.6)}.items():
+        for name, eps in itertools.product(("Nesterov", "LBFGS"), EPS[:2]):
+
+            def cost(part, share, solver=SOLVERS[name], theta=np.array(theta)):
+                problem = problems.TotalVariation(photographs[part], noisy[part])
+                return int(bilevel.solve_lower(problem, theta, eps=share, solver=solver).lower_gradients)
+
+            n = len(photographs)
+            each = [cost(slice(i, i + 1), eps / n**0.5) for i in range(n)]
+            numbers = {"together": cost(slice(None), eps), "least": min(each), "mean": np.mean(each), "most": max(each)}
+            run = f"members, {place}, {name}, eps {eps:g}"
+            log.write("config", run, place=place, solver=name, eps=eps, **record.environment())
+            log.write("end", run, **numbers)
+            rows.append((place, name, f"{eps:g}", *(f"{number:.0f}" for number in numbers.values())))
+    header = ("TV at", "solver", "eps", "all at once", "each: least", "mean", "most")
+    print(f"\ngradients for a batch, and for its images one by one\n{record.table(header, rows)}")
 
 
 def whole_runs(log: record.Log, max_cost: float) -> None:
@@ -90,7 +121,7 @@ def whole_runs(log: record.Log, max_cost: float) -> None:
     problem = problems.TotalVariation(train.clean, train.noisy)
     # the smallest value any of them reaches, known to its certified error, stands for the optimum
     solutions, seconds = {}, {}
-    for name, solver in tqdm(SOLVERS.items(), desc="maid()", disable=None):
+    for name, solver in tqdm((SOLVERS | FOR_TV).items(), desc="maid()", disable=None):
         config = {"method": "maid", "solver": name, "place": "TV, whole run"}
         method = bilevel.maid(solver=solver)
         bilevel.solve(problem, THETA0, method, max_cost=300, progress=False)  # compile, and warm up
@@ -124,4 +155,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     log = record.Log(LOG, fresh=True)
     lower_levels(log, arguments.repeats, arguments.budget)
+    members(log)
     whole_runs(log, max_cost=10_000)

@@ -43,7 +43,9 @@ PARTS = {
     "over Newton-CG": bilevel.quasi_newton(solver=bilevel.NewtonCG()),
     "no prediction": bilevel.QuasiNewton(predictor=bilevel.Previous()),
     "-z certified (C < 1)": bilevel.QuasiNewton(C=0.99),
+    "C = 1": bilevel.QuasiNewton(C=1.0),
     "C = 30": bilevel.QuasiNewton(C=30.0),
+    "C = 300": bilevel.QuasiNewton(C=300.0),
     "ten pairs": bilevel.QuasiNewton(pairs=10),
     "one pair": bilevel.QuasiNewton(pairs=1),
 }

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from bilevel import AbstractProblem, Bounds, Constants, solve_lower
+from bilevel.inputs import finite
 from bilevel.lower import LowerSolution
 
 from .tv import C3, Images, Scalar, checked
@@ -64,7 +65,7 @@ class FieldsOfExperts(AbstractProblem):
             raise ValueError(f'boundary must be "valid" or "reflect", not {boundary!r}')
         self.fixed = {name: jnp.asarray(leaf, self.noisy.dtype) for name, leaf in (fixed or {}).items()}
         for name, leaf in self.fixed.items():
-            if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(leaf))):
+            if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
                 raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
         traced = isinstance(self.noisy, jax.core.Tracer)
         shards = 1 if traced else len(self.noisy) // self.noisy.sharding.shard_shape(self.noisy.shape)[0]

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
+from bilevel.inputs import finite
 
 from .cross_entropy import block_rows, cross_entropy
 
@@ -206,7 +207,7 @@ def _checked(name, features, labels):
         raise ValueError(f"{name} features must have shape (n, features), n and features at least 1: {features.shape}")
     if labels.shape != features.shape[:1]:
         raise ValueError(f"{name} has {features.shape[0]} rows of features, but labels of shape {labels.shape}")
-    if not bool(jnp.all(jnp.isfinite(features))):
+    if not finite(features):
         raise ValueError(f"{name} features hold NaN or infinite values: remove or replace them first")
     if int(labels.min()) < 0:
         raise ValueError(f"{name} labels go down to {int(labels.min())}: number the classes from 0")

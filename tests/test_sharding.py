@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import bilevel
+from bilevel.meter import Meter
 from problems import LogisticRegression, TotalVariation
 
 THETA = jnp.array([-3.0, -3.0])
@@ -25,10 +26,11 @@ def both():
     return TotalVariation(clean, noisy), TotalVariation(*jax.device_put((clean, noisy), layout)), layout
 
 
-def test_solve_on_a_mesh_equals_solve_on_one_device(both):
+@pytest.mark.parametrize("method", [bilevel.maid(1.0, 1.0, 1.0), None], ids=["maid", "default"])
+def test_solve_on_a_mesh_equals_solve_on_one_device(both, method):
     """theta, x, and every number of the history to 1e-12; x stays spread over the four devices."""
     plain, spread, layout = both
-    one, four = (bilevel.solve(problem, THETA, bilevel.maid(1.0, 1.0, 1.0), max_steps=4) for problem in (plain, spread))
+    one, four = (bilevel.solve(problem, THETA, method, max_steps=4) for problem in (plain, spread))
     assert four.x.sharding.is_equivalent_to(layout, 3) and len(four.x.addressable_shards) == 4
     assert four.x.addressable_shards[0].data.shape == (1, 5, 6)
     np.testing.assert_allclose(four.theta, one.theta, rtol=0, atol=1e-12)
@@ -58,3 +60,14 @@ def test_rows_on_a_mesh_give_what_they_give_on_one_device():
     )
     for name in ("value", "value_error", "gradient", "gradient_error", "x", "q"):
         np.testing.assert_allclose(getattr(four, name), getattr(one, name), rtol=1e-8, atol=1e-11)
+
+
+def test_a_mesh_compiles_what_one_device_does(both):
+    """Once: what the default method keeps from step to step is laid out from the start as it comes back."""
+    compiled = []
+    for problem in both[:2]:
+        jax.clear_caches()
+        before = Meter.compilations
+        bilevel.solve(problem, THETA, max_steps=4)
+        compiled.append(Meter.compilations - before)
+    assert compiled[0] == compiled[1]

@@ -1,0 +1,122 @@
+"""Methods for the lower level that were measured and did not pay, kept so that `bench_lower` can show it.
+
+Each is a whole `bilevel` solver, certificate included: one step, ending with the gradient at the iterate it returns.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array
+
+from bilevel.krylov import cg_iterations
+from bilevel.lower import AbstractLowerSolver, Iterate, LowerLevel
+from problems.tv import adjoint_differences, differences
+
+
+def reduced(level: LowerLevel, it: Iterate, product: Any) -> tuple[Any, Array]:
+    """d with ||A d + rho|| <= eta ||rho||, A given by its product: conjugate gradients, as in `bilevel.NewtonCG`."""
+    eta = jnp.minimum(0.1, jnp.sqrt(it.dual))
+    goal = jnp.maximum(eta * it.dual, 0.5 * jnp.minimum(level.goal, it.dual))
+    d, products, _ = cg_iterations(
+        product, optax.tree.zeros_like(it.x), optax.tree.scale(-1, it.rho), lambda _: goal,
+        mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
+        metric=level.metric, precondition=level.preconditioner,
+    )  # fmt: skip
+    return d, products
+
+
+class NonlinearCG(AbstractLowerSolver):
+    """d+ = -P rho + beta d,  beta = max(0, <rho, P (rho - rho-)> / <rho-, P rho->) (Polak, Ribiere 1969).
+
+    The first length is Newton's along d, one Hessian product; then the secant's root until |slope| is a third.
+    """
+
+    def init(self, x, rho, curvature):
+        zero = jnp.zeros_like(optax.tree.norm(x))
+        return x, rho, optax.tree.zeros_like(x), zero, zero
+
+    def step(self, level, it):
+        base, rho, d, slope, t = it.memory
+        slope_t = optax.tree.vdot(it.rho, d)
+
+        def P(v):
+            return v if level.preconditioner is None else level.preconditioner(v)
+
+        def accept():
+            change = optax.tree.vdot(it.rho, P(optax.tree.sub(it.rho, rho)))
+            beta = jnp.maximum(0, change / optax.tree.vdot(rho, P(rho)))
+            new = optax.tree.add_scale(optax.tree.scale(-1, P(it.rho)), beta, d)
+            new = optax.tree.where(optax.tree.vdot(it.rho, new) < 0, new, optax.tree.scale(-1, P(it.rho)))
+            down = optax.tree.vdot(it.rho, new)
+            return it.x, it.rho, new, down, -down / optax.tree.vdot(new, level.product(it.x, new))
+
+        def move():
+            return base, rho, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.2, 5)
+
+        accepted = jnp.abs(slope_t) <= jnp.abs(slope) / 3
+        memory = lax.cond(accepted, accept, move)
+        x = optax.tree.add_scale(memory[0], memory[4], memory[2])
+        return it.move(level, x, memory, products=accepted.astype(jnp.int32))
+
+
+class RegularisedNewton(AbstractLowerSolver):
+    """x+ = x - (H + ||rho|| / gamma)^{-1} rho; gamma doubles if <rho+, x - x+> >= ||rho+||^2 gamma / (4 ||rho||), else
+    it falls to a quarter and the step is done again: gradient regularisation with a parameter-free search for the
+    smoothness of the gradient (Doikov, Mishchenko, Nesterov, arXiv 2208.05888; Semenov, Jaggi, Doikov, 2506.13710)."""
+
+    def init(self, x, rho, curvature):
+        return x, rho, optax.tree.norm(rho), jnp.ones_like(optax.tree.norm(rho)), jnp.asarray(True)
+
+    def step(self, level, it):
+        base, rho, norm, gamma, first = it.memory
+        gain = optax.tree.vdot(it.rho, optax.tree.sub(base, it.x))
+        good = first | (gain >= it.residual**2 * gamma / (4 * norm))
+        gamma = jnp.where(first, gamma, jnp.where(good, 2 * gamma, gamma / 4))
+        base, rho = optax.tree.where(good, (it.x, it.rho), (base, rho))
+        norm = jnp.where(good, it.residual, norm)
+        here = eqx.tree_at(lambda i: (i.x, i.rho, i.residual, i.dual), it, (base, rho, norm, norm))
+        d, products = reduced(
+            level, here, lambda v: optax.tree.add_scale(level.product(base, v), norm / gamma, v)
+        )  # fmt: skip
+        return it.move(level, optax.tree.add(base, d), (base, rho, norm, gamma, jnp.asarray(False)), products)
+
+
+class HalfQuadratic(AbstractLowerSolver):
+    """x+ = x - S^{-1} rho,  S = 1 + e + w D^T diag(psi'(Dx) / Dx) D: the quadratic above h that touches it at x
+    is minimised, lagged diffusivity (Vogel, Oman 1996; Geman, Reynolds 1992). Anisotropic total variation alone."""
+
+    def init(self, x, rho, curvature):
+        return None
+
+    def step(self, level, it):
+        w, nu, e = level.problem.weights(level.theta)
+        weights = [lax.rsqrt(d**2 + nu**2) for d in differences(it.x)]
+        d, products = reduced(level, it, lambda v: diffusion(v, weights, w, e))
+        return it.move(level, optax.tree.add(it.x, d), None, products)
+
+
+class PrimalDual(AbstractLowerSolver):
+    """Newton's method for  rho(x, p) = 0, p phi(Dx) = Dx, phi(t) = sqrt(t^2 + nu^2):  S with (1 - p Dx / phi) / phi.
+
+    p is kept in [-1, 1] (Chan, Golub, Mulet 1999). Anisotropic total variation alone.
+    """
+
+    def init(self, x, rho, curvature):
+        return tuple(jnp.zeros_like(d) for d in differences(x))
+
+    def step(self, level, it):
+        w, nu, e = level.problem.weights(level.theta)
+        ts, dual = differences(it.x), it.memory
+        inverse = [lax.rsqrt(t**2 + nu**2) for t in ts]
+        weights = [(1 - p * t * r) * r for p, t, r in zip(dual, ts, inverse, strict=True)]
+        d, products = reduced(level, it, lambda v: diffusion(v, weights, w, e))
+        steps = [a * dt + t * r - p for a, dt, t, r, p in zip(weights, differences(d), ts, inverse, dual, strict=True)]
+        dual = tuple(jnp.clip(p + step, -1, 1) for p, step in zip(dual, steps, strict=True))
+        return it.move(level, optax.tree.add(it.x, d), dual, products)
+
+
+def diffusion(v, weights, w, e):
+    return (1 + e) * v + w * adjoint_differences(*(a * d for a, d in zip(weights, differences(v), strict=True)))
