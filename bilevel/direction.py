@@ -35,7 +35,7 @@ def quasi_newton_direction(pairs: Pairs, theta: Vector, z: Vector, box: Box) -> 
         pairs = restrict(pairs, free)
     d = optax.tree.scale(-1, apply(pairs, z))
     norms = optax.tree.norm(z) * optax.tree.norm(d)
-    used = (jnp.max(pairs.inverse) > 0) & (optax.tree.vdot(z, d) < -1e-10 * norms) & jnp.isfinite(norms)
+    used = (jnp.max(jnp.diagonal(pairs.products)) > 0) & (optax.tree.vdot(z, d) < -1e-10 * norms) & jnp.isfinite(norms)
     d = optax.tree.where(used, d, optax.tree.scale(-1, z))
     return d, optax.tree.norm(d), used
 

@@ -3,7 +3,12 @@
     B+ = V^T B V + s s^T / <s, y>,   V = 1 - y s^T / <s, y>,        B_0 = gamma P^{-1}
 
 for pairs s = x+ - x, y = grad+ - grad with <s, y> > 0, and gamma = <s, y> / <y, P^{-1} y> of the last one; P is the
-preconditioner, or 1. Nocedal 1980; Nocedal, Wright, Numerical Optimization (2006), algorithm 7.4.
+preconditioner, or 1. With the pairs as columns of S and Y, oldest first, R the upper triangle of S^T Y and D its
+diagonal, B v is two passes over each of them, and no loop:
+
+    R a = S^T v,    r = B_0 (v - Y a),    R^T c = D a - Y^T r,    B v = r + S c
+
+Nocedal 1980; Byrd, Nocedal, Schnabel 1994. The two triangular systems are the two loops of the usual recursion.
 """
 
 from collections.abc import Callable
@@ -12,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax.scipy.linalg import solve_triangular
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -23,11 +28,11 @@ Inverse = Callable[[Vector], Vector] | None
 
 class Pairs(eqx.Module):
     """The last pairs: leaves of `s` and `y` have a leading axis of slots, of which `count` % slots is written next.
-    `inverse` is 1 / <s, y>, zero in an empty slot."""
+    `products[i, j]` is <s_i, y_j> where pair i is no newer than j, and zero in an empty slot."""
 
     s: Vector
     y: Vector
-    inverse: Float[Array, " slots"]
+    products: Float[Array, "slots slots"]
     gamma: Scalar
     count: Int[Array, ""]
 
@@ -35,8 +40,8 @@ class Pairs(eqx.Module):
 def empty(like: Vector, slots: int) -> Pairs:
     """No pairs yet: B = 1."""
     leaf = jax.tree.leaves(like)[0]
-    inverse, gamma = jnp.zeros(slots, leaf.dtype), jnp.ones((), leaf.dtype)
-    rest = replicate((inverse, gamma, jnp.asarray(0, jnp.int32)), leaf)
+    products, gamma = jnp.zeros((slots, slots), leaf.dtype), jnp.ones((), leaf.dtype)
+    rest = replicate((products, gamma, jnp.asarray(0, jnp.int32)), leaf)
     return Pairs(stack(like, slots), stack(like, slots), *rest)
 
 
@@ -64,20 +69,28 @@ def layout(v: Array) -> NamedSharding | None:
     return v.sharding if not traced and isinstance(v.sharding, NamedSharding) else None
 
 
-def push(pairs: Pairs, s: Vector, y: Vector, precondition: Inverse = None) -> Pairs:
-    """With one pair more; unchanged if the pair has no clearly positive curvature, since B would not stay positive."""
+def push(
+    pairs: Pairs, s: Vector, y: Vector, precondition: Inverse = None, when: Bool[Array, ""] | bool = True
+) -> Pairs:
+    """With one pair more, `when` that is wanted; unchanged if the pair has no clearly positive curvature, since B would
+    not stay positive."""
     sy = optax.tree.vdot(s, y)
     yPy = optax.tree.vdot(y, y if precondition is None else precondition(y))
-    usable = sy > 1e-10 * optax.tree.norm(s) * optax.tree.norm(y)
-    at = pairs.count % len(pairs.inverse)
+    usable = when & (sy > 1e-10 * optax.tree.norm(s) * optax.tree.norm(y))
+    at = pairs.count % len(pairs.products)
+
+    column = dots(pairs.s, y).at[at].set(sy)
+    # XLA overwrites a slot in place only if no condition is around it and what it writes waits for all that reads
+    usable &= jnp.all(jnp.isfinite(column))
 
     def write(stack, v):
         return stack.at[at].set(jnp.where(usable, v, stack[at]))
 
+    column = jnp.where(usable, column, pairs.products[:, at])
     return Pairs(
         jax.tree.map(write, pairs.s, s),
         jax.tree.map(write, pairs.y, y),
-        write(pairs.inverse, 1 / jnp.where(usable, sy, 1)),
+        pairs.products.at[:, at].set(column),
         jnp.where(usable, sy / jnp.where(usable, yPy, 1), pairs.gamma),
         pairs.count + usable,
     )
@@ -86,35 +99,38 @@ def push(pairs: Pairs, s: Vector, y: Vector, precondition: Inverse = None) -> Pa
 def restrict(pairs: Pairs, free: PyTree[Bool[Array, "..."]]) -> Pairs:
     """The pairs of the entries that are free; one whose curvature there is not positive drops out."""
     s, y = (jax.tree.map(lambda v, free: jnp.where(free[None], v, 0), stack, free) for stack in (pairs.s, pairs.y))
-
-    def dots(a, b):
-        products = jax.tree.map(lambda a, b: jnp.sum((a * b).reshape(len(a), -1), axis=1), a, b)
-        return sum(jax.tree.leaves(products))
-
-    sy, floor = dots(s, y), 1e-10 * jnp.sqrt(dots(s, s) * dots(y, y))
-    usable = (pairs.inverse > 0) & (sy > floor)
-    return Pairs(s, y, jnp.where(usable, 1 / jnp.where(usable, sy, 1), 0), pairs.gamma, pairs.count)
+    products = jax.vmap(lambda y: dots(s, y), out_axes=1)(y)
+    norms = (jax.vmap(optax.tree.norm)(stack) for stack in (s, y))
+    sy = jnp.diagonal(products)
+    usable = (jnp.diagonal(pairs.products) > 0) & (sy > 1e-10 * next(norms) * next(norms))
+    s, y = (jax.tree.map(lambda v: jax.vmap(jnp.multiply)(usable.astype(v.dtype), v), stack) for stack in (s, y))
+    return Pairs(s, y, jnp.where(usable[:, None] & usable[None], products, 0), pairs.gamma, pairs.count)
 
 
 def apply(pairs: Pairs, v: Vector, precondition: Inverse = None) -> Vector:
     """B v."""
-    slots = len(pairs.inverse)
-    used = jnp.minimum(pairs.count, slots)
+    slots = len(pairs.products)
+    oldest_first = (pairs.count + jnp.arange(slots)) % slots
+    place = jnp.zeros(slots, int).at[oldest_first].set(jnp.arange(slots))
+    products = pairs.products[oldest_first][:, oldest_first]
+    D = jnp.diagonal(products)
+    R = jnp.triu(products) + jnp.diag(jnp.where(D > 0, 0, 1).astype(D.dtype))  # an empty slot: a = c = 0
 
-    def pick(stack, i):
-        return jax.tree.map(lambda leaf: leaf[i], stack)
+    a = solve_triangular(R, dots(pairs.s, v)[oldest_first])
+    r = optax.tree.sub(v, combine(pairs.y, a[place]))
+    r = optax.tree.scale(pairs.gamma, r if precondition is None else precondition(r))
+    c = solve_triangular(R, D * a - dots(pairs.y, r)[oldest_first], trans=1)
+    return optax.tree.add(r, combine(pairs.s, c[place]))
 
-    def newest_first(j, carry):
-        v, a = carry
-        i = (pairs.count - 1 - j) % slots
-        a_i = pairs.inverse[i] * optax.tree.vdot(pick(pairs.s, i), v)
-        return optax.tree.add_scale(v, -a_i, pick(pairs.y, i)), a.at[i].set(a_i)
 
-    def oldest_first(j, v):
-        i = (pairs.count - used + j) % slots
-        b_i = pairs.inverse[i] * optax.tree.vdot(pick(pairs.y, i), v)
-        return optax.tree.add_scale(v, a[i] - b_i, pick(pairs.s, i))
+def dots(stack: Vector, v: Vector) -> Float[Array, " slots"]:
+    """<stack_i, v> of each slot."""
+    products = jax.tree.map(lambda stack, v: stack.reshape(len(stack), -1) @ v.reshape(-1), stack, v)
+    return sum(jax.tree.leaves(products))
 
-    v, a = lax.fori_loop(0, used, newest_first, (v, jnp.zeros_like(pairs.inverse)))
-    v = optax.tree.scale(pairs.gamma, v if precondition is None else precondition(v))
-    return lax.fori_loop(0, used, oldest_first, v)
+
+def combine(stack: Vector, weights: Float[Array, " slots"]) -> Vector:
+    """sum_i weights_i stack_i."""
+    return jax.tree.map(
+        lambda stack: (weights.astype(stack.dtype) @ stack.reshape(len(stack), -1)).reshape(stack.shape[1:]), stack
+    )

@@ -70,23 +70,25 @@ class LBFGS(AbstractLowerSolver):
         pairs, base, rho, d, slope, t = it.memory
         precondition = level.preconditioner
         slope_t = optax.tree.vdot(it.rho, d)
+        accepted = slope_t <= -0.9 * slope
+        s, y = optax.tree.sub(it.x, base), optax.tree.sub(it.rho, rho)
+        new = secants.push(pairs, s, y, precondition, when=accepted)
 
         def accept():
-            new = secants.push(pairs, optax.tree.sub(it.x, base), optax.tree.sub(it.rho, rho), precondition)
             # without any pair B_0 is P^{-1}, or a step that is short enough whatever the scale
             unit = jnp.where((new.count > 0) | (precondition is not None), 1, 1 / it.L)
             d = optax.tree.scale(-unit, secants.apply(new, it.rho, precondition))
             slope = optax.tree.vdot(it.rho, d)
             downhill = slope < 0
             d = optax.tree.where(downhill, d, optax.tree.scale(-1 / it.L, it.rho))
-            return new, it.x, it.rho, d, jnp.where(downhill, slope, -(it.residual**2) / it.L), jnp.ones_like(t)
+            return it.x, it.rho, d, jnp.where(downhill, slope, -(it.residual**2) / it.L), jnp.ones_like(t)
 
         def shorten():
-            return pairs, base, rho, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.1, 0.5)
+            return base, rho, d, slope, t * jnp.clip(slope / (slope - slope_t), 0.1, 0.5)
 
-        memory = lax.cond(slope_t <= -0.9 * slope, accept, shorten)
-        _, base, _, d, _, t = memory
-        return it.move(level, optax.tree.add_scale(base, t, d), memory)
+        memory = lax.cond(accepted, accept, shorten)
+        base, _, d, _, t = memory
+        return it.move(level, optax.tree.add_scale(base, t, d), (new, *memory))
 
 
 class NewtonCG(AbstractLowerSolver):

@@ -103,7 +103,7 @@ def test_what_a_solve_learnt_starts_the_next():
     pairs = first.curvature
     for factor in (1e-3, 1e3):
         solve(dataclasses.replace(
-            pairs, y=factor * pairs.y, inverse=pairs.inverse / factor, gamma=pairs.gamma / factor
+            pairs, y=factor * pairs.y, products=factor * pairs.products, gamma=pairs.gamma / factor
         ))  # fmt: skip
 
 
