@@ -73,6 +73,8 @@ def load(path: str | os.PathLike, like: PyTree, prints: dict[str, str]) -> tuple
         restored = [_like(leaf, arrays[f"state/{i}"]) for i, leaf in enumerate(leaves)]
     except KeyError as error:
         raise ValueError(f"the checkpoint {path} is damaged: it lacks {error}") from error
+    if any(np.shape(a) != np.shape(b) for a, b in zip(leaves, restored, strict=True)):
+        raise ValueError(f"the checkpoint {path} was written by another version: start afresh without resume=True")
     history = {k.removeprefix("history/"): list(v) for k, v in arrays.items() if k.startswith("history/")}
     return jax.tree.unflatten(structure, restored), history
 

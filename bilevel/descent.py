@@ -21,7 +21,7 @@ from .linesearch import AbstractLineSearch, Interval, Search, Verdict
 from .lower import AbstractLowerSolver
 from .meter import Meter, Stop
 from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
-from .predict import AbstractPredictor, Previous
+from .predict import AbstractPredictor, Previous, observe
 from .problem import Vector
 from .results import RESULTS
 from .solvers import Nesterov
@@ -166,11 +166,6 @@ class Method(AbstractMethod):
             gradients = meter.counts.lower_gradients + predictor.cost
             meter.counts = meter.counts._replace(lower_gradients=gradients)
         return guesses
-
-
-@eqx.filter_jit
-def observe(predictor, memory, theta, x):
-    return predictor.observe(memory, theta, x)
 
 
 @eqx.filter_jit

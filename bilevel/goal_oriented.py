@@ -1,11 +1,13 @@
-"""How wrong a hypergradient is, to first order: not a bound, but about right where the bound is hundreds of times that.
+"""How wrong a hypergradient is, to first order: an estimate of about the right size, where the bound may be a thousand
+times too large.
 
-    Lambda(x, q, theta) = g(x, theta) - <q, grad_x h(x, theta)>,      z = grad_theta Lambda,   zero in x and q if solved
+    Lambda(x, q, theta) = g(x, theta) - <q, grad_x h(x, theta)>,     z = grad_theta Lambda
     H e = rho,    H p = r + Lambda_xx e,      rho = grad_x h,  r = H q - grad_x g
     z - grad f  =  Lambda_theta,x e + Lambda_theta,q p  +  second order in (e, p)
 
-(e, p) is the Newton correction of the optimality system, so e ~ x - xhat and p ~ q - qhat: the dual-weighted residual
-of goal-oriented error estimation (Becker, Rannacher 2001), for all components of z at once.
+At the solution grad_x Lambda = -r and grad_q Lambda = -rho are zero, and (e, p) is Newton's correction towards it, so
+e ~ x - xhat and p ~ q - qhat: the dual-weighted residual of goal-oriented error estimation (Becker, Rannacher 2001),
+for all components of z at once.
 """
 
 import equinox as eqx
@@ -14,46 +16,65 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from .bounds import unit_roundoff
+from .bounds import dual_norm, unit_roundoff
 from .inputs import prepare, same_shapes
 from .krylov import cg_iterations
 from .lower import preconditioner
 from .meter import Counts
 from .pointwise import HypergradientSolution
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
+from .results import RESULTS
 
-SOLVED = 1e-3  # of the right-hand sides, in the preconditioned norm: an estimate needs no more
-MAX_PRODUCTS = 10_000
+SOLVED = 1e-3  # of the right-hand sides, in the norm that residuals are measured in
+MAX_PRODUCTS = 10_000  # of each system
 
 
 class ErrorEstimate(eqx.Module):
-    """`error` ~ z - grad f, shaped like theta; `norm` of it; `x_error` ~ ||x - xhat||; `counts`, what it cost.
+    """An estimate: it proves nothing, and nothing in this package is accepted by it.
 
-    An estimate: it proves nothing, and nothing in this package is accepted by it.
+    - `error` ~ z - grad f, shaped like theta; `norm`, its Euclidean norm. - `x_error` ~ ||x - xhat||, Euclidean.
+    - `result`: converged, or why a system with H was not solved, and then the estimate is of little worth.
+    - `counts`: what it cost; the derivative of H q, or of J^T q, along e counts 1.
     """
 
     error: Vector
     norm: Scalar
     x_error: Scalar
+    result: RESULTS
     counts: Counts
 
 
 def estimate_error(problem: AbstractProblem, theta: PyTree, solution: HypergradientSolution) -> ErrorEstimate:
     """The first-order error of `solution = bilevel.hypergradient(problem, theta, ...)`, from its residuals.
 
-    `solution.gradient - .error` is a hypergradient of second-order accuracy, without a certificate. Costs two systems
-    with H, to three digits. Raises ValueError or TypeError as `hypergradient` does, and for shapes that do not fit.
+    Costs two systems with H, solved until their residuals are a thousandth of what they were: on an ill-conditioned H
+    that may leave out what lies along its smallest eigenvalues, and the estimate is then too small. With well solved
+    systems `solution.gradient - .error` is a hypergradient of second-order accuracy, uncertified.
+
+    Raises TypeError if `solution` is something else, ValueError if it is of another problem or theta.
     """
-    problem, theta, x = prepare(problem, theta, solution.x)
-    same_shapes(solution.q, x, "solution.q", "x")
+    if not isinstance(solution, HypergradientSolution):
+        raise TypeError(f"pass what bilevel.hypergradient(problem, theta, ...) returned, not {type(solution).__name__}")
+    guesses = type(problem).guess is not AbstractProblem.guess  # then it knows the shape of x, else the solution does
+    problem, theta, x = prepare(problem, theta, None if guesses else solution.x)
+    same_shapes(solution.x, x, "solution.x", "the problem's x")
     same_shapes(solution.gradient, theta, "solution.gradient", "theta")
-    error, e, products = _estimate(problem, theta, x, solution.q)
-    counts = Counts(lower_gradients=1, hessian_products=int(products), cross_products=3)
-    return ErrorEstimate(error, optax.tree.norm(error), optax.tree.norm(e), counts)
+    z, error, e, products, failed = _estimate(problem, theta, solution.x, solution.q)
+    gap = optax.tree.norm(optax.tree.sub(z, solution.gradient))
+    if gap > jnp.finfo(gap.dtype).eps ** 0.5 * (optax.tree.norm(z) + optax.tree.norm(solution.gradient)):
+        raise ValueError("the solution is of another theta, or of a problem with other data: its gradient differs")
+    result = RESULTS.where(failed, RESULTS.not_strongly_convex, RESULTS.converged)
+    result = RESULTS.where(~failed & (products >= MAX_PRODUCTS), RESULTS.max_cost_reached, result)
+    norm = optax.tree.norm(error)
+    result = RESULTS.where(jnp.isfinite(norm), result, RESULTS.non_finite)
+    counts = Counts(lower_gradients=1, hessian_products=int(products) + 3, cross_products=3)
+    return ErrorEstimate(error, norm, optax.tree.norm(e), result, counts)
 
 
 @eqx.filter_jit
 def _estimate(problem, theta, x, q):
+    """z, its error, e, the products of both systems, and whether H was found not to be positive definite."""
+
     def gradients(x, q):
         """(grad_x, grad_theta) of Lambda."""
 
@@ -64,16 +85,15 @@ def _estimate(problem, theta, x, q):
 
     def solve(b):
         zero, metric = jnp.zeros_like(optax.tree.norm(b)), problem.constants(theta).metric
-        P = preconditioner(problem, x, theta)
-        size = optax.tree.norm(b) if P is None else jnp.sqrt(optax.tree.vdot(b, P(b)))
+        goal = SOLVED * dual_norm(b, metric)
         return cg_iterations(
-            lambda v: hessian_product(problem, x, theta, v), optax.tree.zeros_like(b), b, lambda _: SOLVED * size,
+            lambda v: hessian_product(problem, x, theta, v), optax.tree.zeros_like(b), b, lambda _: goal,
             mu=zero, L=zero, u=unit_roundoff(zero.dtype), max_products=jnp.asarray(MAX_PRODUCTS, jnp.int32),
-            metric=metric, precondition=P,
+            metric=metric, precondition=preconditioner(problem, x, theta),
         )  # fmt: skip
 
-    e, first, _ = solve(lower_gradient(problem, x, theta))
+    e, first, bad = solve(lower_gradient(problem, x, theta))
     (minus_r, _), (along, _) = jax.jvp(lambda x: gradients(x, q), (x,), (e,))
-    p, second, _ = solve(optax.tree.sub(along, minus_r))
-    _, (_, error) = jax.jvp(gradients, (x, q), (e, p))
-    return error, e, first + second + 3  # H q and its derivative along e
+    p, second, worse = solve(optax.tree.sub(along, minus_r))
+    (_, z), (_, error) = jax.jvp(gradients, (x, q), (e, p))
+    return z, error, e, first + second, bad | worse

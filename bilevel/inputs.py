@@ -22,7 +22,8 @@ def prepare(
     """(problem, theta, x0) ready for jit, or the error that says what to write instead.
 
     Python floats in the problem and in theta become arrays of the data's dtype: as Python floats each value would
-    retrace, and as float64 scalars they would widen float32 data.
+    retrace, and as float64 scalars they would widen float32 data. Where x lies on a mesh of devices a theta that does
+    not is copied to all of them.
     """
     if not isinstance(problem, AbstractProblem):
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
@@ -33,7 +34,7 @@ def prepare(
     if x0 is not None and guessed:
         same_shapes(x0, jax.eval_shape(problem.guess, theta), "x0", f"{type(problem).__name__}.guess")
     x0 = _floating(problem.guess(theta) if x0 is None else x0, dtype, "x0")
-    theta = replicate(theta, jax.tree.leaves(x0)[0])
+    theta = replicate(theta, x0)
 
     for name in levels:
         try:
@@ -157,7 +158,7 @@ def _reject(leaf, name):
 
 def finite(leaf: jax.Array | np.ndarray) -> bool:
     """Whether all of it is; by NumPy where it lies on the host, since JAX would compile each operation by itself."""
-    host = isinstance(leaf, np.ndarray) or all(device.platform == "cpu" for device in leaf.devices())
+    host = isinstance(leaf, np.ndarray) or [device.platform for device in leaf.devices()] == ["cpu"]
     return bool(np.isfinite(np.asarray(leaf)).all() if host else jnp.all(jnp.isfinite(leaf)))
 
 

@@ -78,7 +78,7 @@ class Secants(AbstractPredictor):
     cost: int = eqx.field(static=True, default=0)
 
     def init(self, theta, x):
-        count = secants.replicate(jnp.asarray(0, jnp.int32), jax.tree.leaves(x)[0])
+        count = secants.replicate(jnp.asarray(0, jnp.int32), x)
         return Points(secants.stack(theta, self.points), secants.stack(x, self.points), count)
 
     def observe(self, memory, theta, x):
@@ -120,3 +120,9 @@ class Secants(AbstractPredictor):
             return base + jnp.tensordot(c, stack - base[None], axes=1)
 
         return jax.tree.map(shift, x, memory.x)
+
+
+@eqx.filter_jit
+def observe(predictor: AbstractPredictor, memory: Any, theta: Vector, x: Vector) -> Any:
+    """`predictor.observe`, one program for all methods."""
+    return predictor.observe(memory, theta, x)

@@ -33,7 +33,7 @@ from .hypergradient import Hypergradient, Point
 from .lower import AbstractLowerSolver
 from .meter import Meter, Stop
 from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
-from .predict import AbstractPredictor, Secants
+from .predict import AbstractPredictor, Secants, observe
 from .problem import Vector
 from .results import RESULTS
 from .solvers import LBFGS
@@ -335,8 +335,3 @@ def propose(problem, predictor, guesses, theta, x, z, d, alpha, wall, box):
         trial = jax.tree.map(jnp.clip, trial, *box)
     step = optax.tree.sub(trial, theta)
     return trial, predictor.guess(guesses, theta, x, trial), optax.tree.norm(step), -optax.tree.vdot(z, step)
-
-
-@eqx.filter_jit
-def observe(predictor, memory, theta, x):
-    return predictor.observe(memory, theta, x)

@@ -23,12 +23,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .problem import Scalar, Vector
 
+HIGHEST = jax.lax.Precision.HIGHEST
 Inverse = Callable[[Vector], Vector] | None
 
 
 class Pairs(eqx.Module):
     """The last pairs: leaves of `s` and `y` have a leading axis of slots, of which `count` % slots is written next.
-    `products[i, j]` is <s_i, y_j> where pair i is no newer than j, and zero in an empty slot."""
+    `products[i, j]` is <s_i, y_j> where pair i is no newer than j, and zero in an empty slot; where i is newer it is
+    left over from an older pair, and never read."""
 
     s: Vector
     y: Vector
@@ -41,7 +43,7 @@ def empty(like: Vector, slots: int) -> Pairs:
     """No pairs yet: B = 1."""
     leaf = jax.tree.leaves(like)[0]
     products, gamma = jnp.zeros((slots, slots), leaf.dtype), jnp.ones((), leaf.dtype)
-    rest = replicate((products, gamma, jnp.asarray(0, jnp.int32)), leaf)
+    rest = replicate((products, gamma, jnp.asarray(0, jnp.int32)), like)
     return Pairs(stack(like, slots), stack(like, slots), *rest)
 
 
@@ -56,31 +58,38 @@ def stack(like: Vector, slots: int) -> Vector:
     return jax.tree.map(zeros, like)
 
 
-def replicate(tree: PyTree, like: Array) -> PyTree:
-    """The tree on every device of the mesh that `like` lies on, if it does: so it comes back from a program that reads
-    `like`, and one that is given what it gave back is compiled once."""
-    spread = layout(like)
-    return tree if spread is None else jax.device_put(tree, NamedSharding(spread.mesh, PartitionSpec()))
+def replicate(tree: PyTree, like: Vector) -> PyTree:
+    """The tree, copied to every device of the mesh that a leaf of `like` lies on; leaves already on a mesh stay.
+
+    A program that reads `like` returns such numbers on all of its devices. Given them so the first time too, it is
+    compiled once and not twice.
+    """
+    spread = next((s for v in jax.tree.leaves(like) if (s := layout(v)) is not None), None)
+    if spread is None:
+        return tree
+    everywhere = NamedSharding(spread.mesh, PartitionSpec())
+    return jax.tree.map(lambda v: jax.device_put(v, everywhere) if layout(v) is None else v, tree)
 
 
 def layout(v: Array) -> NamedSharding | None:
     """How v is laid over a mesh; None on one device, or under a transformation."""
-    traced = isinstance(v, jax.core.Tracer)
-    return v.sharding if not traced and isinstance(v.sharding, NamedSharding) else None
+    sharding = None if isinstance(v, jax.core.Tracer) else getattr(v, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def push(
     pairs: Pairs, s: Vector, y: Vector, precondition: Inverse = None, when: Bool[Array, ""] | bool = True
 ) -> Pairs:
-    """With one pair more, `when` that is wanted; unchanged if the pair has no clearly positive curvature, since B would
-    not stay positive."""
+    """With one pair more. Unchanged if `when` is false, or if the pair has no clearly positive curvature or is not
+    finite, since B would not stay positive."""
     sy = optax.tree.vdot(s, y)
     yPy = optax.tree.vdot(y, y if precondition is None else precondition(y))
     usable = when & (sy > 1e-10 * optax.tree.norm(s) * optax.tree.norm(y))
     at = pairs.count % len(pairs.products)
 
     column = dots(pairs.s, y).at[at].set(sy)
-    # XLA overwrites a slot in place only if no condition is around it and what it writes waits for all that reads
+    # This test makes the write below depend on the read above: otherwise XLA copies all of the stack first. So would a
+    # `cond` around the whole push.
     usable &= jnp.all(jnp.isfinite(column))
 
     def write(stack, v):
@@ -100,9 +109,9 @@ def restrict(pairs: Pairs, free: PyTree[Bool[Array, "..."]]) -> Pairs:
     """The pairs of the entries that are free; one whose curvature there is not positive drops out."""
     s, y = (jax.tree.map(lambda v, free: jnp.where(free[None], v, 0), stack, free) for stack in (pairs.s, pairs.y))
     products = jax.vmap(lambda y: dots(s, y), out_axes=1)(y)
-    norms = (jax.vmap(optax.tree.norm)(stack) for stack in (s, y))
+    s_norms, y_norms = (jax.vmap(optax.tree.norm)(stack) for stack in (s, y))
     sy = jnp.diagonal(products)
-    usable = (jnp.diagonal(pairs.products) > 0) & (sy > 1e-10 * next(norms) * next(norms))
+    usable = (jnp.diagonal(pairs.products) > 0) & (sy > 1e-10 * s_norms * y_norms)
     s, y = (jax.tree.map(lambda v: jax.vmap(jnp.multiply)(usable.astype(v.dtype), v), stack) for stack in (s, y))
     return Pairs(s, y, jnp.where(usable[:, None] & usable[None], products, 0), pairs.gamma, pairs.count)
 
@@ -123,14 +132,17 @@ def apply(pairs: Pairs, v: Vector, precondition: Inverse = None) -> Vector:
     return optax.tree.add(r, combine(pairs.s, c[place]))
 
 
+# Not reshaped, which would gather what is sharded; precise, for accelerators would multiply float32 in less.
+
+
 def dots(stack: Vector, v: Vector) -> Float[Array, " slots"]:
     """<stack_i, v> of each slot."""
-    products = jax.tree.map(lambda stack, v: stack.reshape(len(stack), -1) @ v.reshape(-1), stack, v)
+    products = jax.tree.map(lambda stack, v: jnp.tensordot(stack, v, v.ndim, precision=HIGHEST), stack, v)
     return sum(jax.tree.leaves(products))
 
 
 def combine(stack: Vector, weights: Float[Array, " slots"]) -> Vector:
     """sum_i weights_i stack_i."""
     return jax.tree.map(
-        lambda stack: (weights.astype(stack.dtype) @ stack.reshape(len(stack), -1)).reshape(stack.shape[1:]), stack
-    )
+        lambda stack: jnp.tensordot(weights.astype(stack.dtype), stack, 1, precision=HIGHEST), stack
+    )  # fmt: skip

@@ -54,6 +54,10 @@ class LBFGS(AbstractLowerSolver):
 
     pairs: int | None = eqx.field(static=True, default=None)
 
+    def __check_init__(self):
+        if self.pairs is not None and self.pairs < 1:
+            raise ValueError(f"pairs={self.pairs}: keep at least one, or use GradientDescent()")
+
     def curvature(self, x):
         fit = min(30, max(10, 2**19 // optax.tree.size(x)))
         return secants.empty(x, fit if self.pairs is None else self.pairs)
@@ -72,7 +76,7 @@ class LBFGS(AbstractLowerSolver):
         slope_t = optax.tree.vdot(it.rho, d)
         accepted = slope_t <= -0.9 * slope
         s, y = optax.tree.sub(it.x, base), optax.tree.sub(it.rho, rho)
-        new = secants.push(pairs, s, y, precondition, when=accepted)
+        new = secants.push(pairs, s, y, precondition, when=accepted)  # outside `accept`: see there
 
         def accept():
             # without any pair B_0 is P^{-1}, or a step that is short enough whatever the scale

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from bilevel import stn
 
-SEEDS, EPOCHS = (0, 1, 2), 20
+SEEDS, EPOCHS = (0, 1, 2), 100
 DELTA = partial(stn.delta_stn, fashion.ADAM["MLP"])
 METHODS = {
     "Delta-STN": DELTA(),

@@ -138,6 +138,18 @@ def test_a_missing_checkpoint_is_named(tmp_path):
             solve(path, resume=True)
 
 
+def test_a_checkpoint_whose_arrays_have_other_shapes_is_refused(path):
+    """What an older version of the package kept under the same names."""
+    solve(path, max_steps=2)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    name = next(name for name, array in arrays.items() if name.startswith("state/") and array.ndim > 0)
+    with open(path, "wb") as file:
+        np.savez(file, **{**arrays, name: arrays[name][:1]})
+    with pytest.raises(ValueError, match="another version"):
+        solve(path, resume=True)
+
+
 def test_a_damaged_checkpoint_is_named(path):
     """Truncated anywhere, bytes overwritten, garbage, empty, another kind of NumPy file, entries missing."""
     solve(path, max_steps=2)

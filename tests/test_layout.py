@@ -19,6 +19,7 @@ LAYERS = [
     {"accuracy", "direction", "predict", "linesearch"},
     {"inputs", "meter"},
     {"method", "pointwise"},
+    {"goal_oriented"},
     {"descent", "quasi_newton"},
     {"methods"},
     {"checkpoint"},

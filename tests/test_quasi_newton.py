@@ -101,6 +101,51 @@ def test_pairs_are_the_last_ones_of_the_dense_recursion(count):
     np.testing.assert_allclose(secants.apply(pushed, jnp.asarray(v)), expected, rtol=1e-12)
 
 
+def test_pairs_of_trees_with_a_preconditioner_are_those_of_the_dense_recursion():
+    """Leaves of several shapes, P^{-1} = 1/W; what is pushed with when=False, or is not finite, does not enter."""
+    rng, slots, W = np.random.default_rng(9), 3, np.array([1.0, 4.0, 2.0, 0.5, 3.0])
+
+    def tree(v):
+        return {"a": jnp.asarray(v[:4].reshape(2, 2)), "b": jnp.asarray(v[4])}
+
+    def P(v):
+        return jax.tree.map(jnp.divide, v, tree(W))
+
+    pushed, held = secants.empty(tree(np.zeros(5)), slots), []
+    for k in range(6):
+        s = rng.standard_normal(5)
+        y = np.array([1.0, 2.0, 5.0, 9.0, 4.0]) * s
+        enters = k not in (1, 4)
+        y[0] = np.nan if k == 4 else y[0]
+        pushed = secants.push(pushed, tree(s), tree(y), P, when=jnp.asarray(k != 1))
+        held += [(s, y)] if enters else []
+    s, y = held[-1]
+    B = np.diag(s @ y / (y @ (y / W)) / W)
+    for s, y in held[-slots:]:
+        V = np.eye(5) - np.outer(y, s) / (s @ y)
+        B = V.T @ B @ V + np.outer(s, s) / (s @ y)
+    v = rng.standard_normal(5)
+    found = secants.apply(pushed, tree(v), P)
+    np.testing.assert_allclose([*found["a"].ravel(), found["b"]], B @ v, rtol=1e-12)
+
+
+def test_a_pair_that_curves_downwards_among_the_free_entries_drops_out():
+    """The middle one of three, positive as a whole; the slots have wrapped."""
+    rng, free = np.random.default_rng(2), jnp.asarray([False, True, True])
+    pairs, held = secants.empty(jnp.zeros(3), 3), []
+    for k in range(4):
+        s = rng.standard_normal(3)
+        y = np.array([1.0, 4.0, 9.0]) * s
+        if k == 2:
+            s, y = np.array([1.0, 1.0, 0.5]), np.array([9.0, -1.0, 0.5])
+        pairs, held = secants.push(pairs, jnp.asarray(s), jnp.asarray(y)), [*held, (s[1:], y[1:])]
+    del held[2]
+    gamma = float(pairs.gamma)
+    v = np.array([0.0, 1.0, -2.0])
+    found = secants.apply(secants.restrict(pairs, free), jnp.asarray(v))
+    np.testing.assert_allclose(found[1:], dense_inverse(held[1:], gamma, 2) @ v[1:], rtol=1e-12)
+
+
 def test_held_entries_do_not_move_and_their_pairs_do_not_count():
     """Restricted to the free entries B is BFGS there; the direction is zero where z pushes out of the box."""
     rng, theta, z = np.random.default_rng(0), jnp.asarray([0.0, 1.0, 0.5]), jnp.asarray([2.0, -1.0, 0.3])
