@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from bilevel import stn
 
-SEEDS, EPOCHS = (0, 1, 2), 100
+SEEDS, EPOCHS = (0, 1, 2), 50
 DELTA = partial(stn.delta_stn, fashion.ADAM["MLP"])
 METHODS = {
     "Delta-STN": DELTA(),
