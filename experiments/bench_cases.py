@@ -128,7 +128,7 @@ def experts(packaged, smoke) -> Case:
     theta0 = foe.initial(0, *((6, 5) if smoke else FILTERS))
     problem = ZeroMean(train.clean, train.noisy, fixed={"scale": theta0.pop("scale")}, boundary=BOUNDARY)
     f = accurately(problem, 1e-3)  # f, about 10, is then known to 1e-3
-    return Case(problem, theta0, 0.0, FOE_TARGET, f, max_seconds=1200.0)
+    return Case(problem, theta0, 0.0, FOE_TARGET, f, max_cost=2_000, max_seconds=1200.0)
 
 
 def mnist(packaged, smoke) -> Case:
@@ -136,7 +136,7 @@ def mnist(packaged, smoke) -> Case:
     problem, euclidean = (make(*train, *valid) for make in (problems.LogisticRegression, Euclidean))
     theta0 = np.full(problem.guess(None).shape, THETA0)
     f = accurately(problem, 1e-4)
-    return Case(problem, theta0, 0.0, MNIST_TARGET, f, max_seconds=1200.0, euclidean=euclidean)
+    return Case(problem, theta0, 0.0, MNIST_TARGET, f, max_cost=4_000, max_seconds=1200.0, euclidean=euclidean)
 
 
 def cases(log: record.Log, packaged: bool, smoke: bool) -> dict[str, tuple[int, Callable[[int], Case]]]:
