@@ -115,6 +115,32 @@ def members(log: record.Log) -> None:
     print(f"\ngradients for a batch, and for its images one by one\n{record.table(header, rows)}")
 
 
+def estimates(log: record.Log) -> None:
+    """A hypergradient's true error, beside its bound and its first-order estimate."""
+    photographs = data.photographs(96).pixels
+    tv = problems.TotalVariation(photographs, data.add_noise(photographs, 0.1, seed=0))
+    rows = []
+    for place, (problem, theta) in {
+        "TV (-2.08, -4.6)": (tv, np.array([-2.08, -4.6])), "quadratic, ones": (uniform_data(0), np.ones(10)),
+    }.items():  # fmt: skip
+        exact = bilevel.hypergradient(problem, theta, eps=1e-9, delta=1e-9, solver=SOLVERS["LBFGS"]).gradient
+        for eps in (10.0, 1e-1, 1e-3, 1e-5):
+            solution = bilevel.hypergradient(problem, theta, eps=eps, delta=eps, solver=SOLVERS["LBFGS"])
+            estimate = bilevel.estimate_error(problem, theta, solution)
+            true = float(np.linalg.norm(solution.gradient - exact))
+            numbers = {
+                "true": true, "bound": float(solution.gradient_error), "estimate": float(estimate.norm),
+                "cost": solution.counts.cost, "estimate_cost": estimate.counts.cost,
+            }  # fmt: skip
+            run = f"estimates, {place}, eps {eps:g}"
+            log.write("config", run, place=place, eps=eps, **record.environment())
+            log.write("end", run, **numbers)
+            ratios = (f"{numbers['bound'] / true:.3g}", f"{numbers['estimate'] / true:.3f}")
+            rows.append((place, f"{eps:g}", f"{true:.1e}", *ratios, numbers["cost"], numbers["estimate_cost"]))
+    header = ("hypergradient at", "eps = delta", "true error", "bound / true", "estimate / true", "cost", "estimate's")
+    print(f"\n{record.table(header, rows)}")
+
+
 def whole_runs(log: record.Log, max_cost: float) -> None:
     """maid() on eight photographs, chelsea held out, with each method: cost and seconds to the optimum + 0.02."""
     train, _ = data.denoising_set("photographs", sigma=0.1, seed=0, held_out=["chelsea"])
@@ -156,4 +182,5 @@ if __name__ == "__main__":
     log = record.Log(LOG, fresh=True)
     lower_levels(log, arguments.repeats, arguments.budget)
     members(log)
+    estimates(log)
     whole_runs(log, max_cost=10_000)
