@@ -59,21 +59,17 @@ def estimate_error(problem: AbstractProblem, theta: PyTree, solution: Hypergradi
     problem, theta, x = prepare(problem, theta, None if guesses else solution.x)
     same_shapes(solution.x, x, "solution.x", "the problem's x")
     same_shapes(solution.gradient, theta, "solution.gradient", "theta")
-    z, error, e, products, failed = _estimate(problem, theta, solution.x, solution.q)
+    z, error, e, products, result = _estimate(problem, theta, solution.x, solution.q)
     gap = optax.tree.norm(optax.tree.sub(z, solution.gradient))
     if gap > jnp.finfo(gap.dtype).eps ** 0.5 * (optax.tree.norm(z) + optax.tree.norm(solution.gradient)):
         raise ValueError("the solution is of another theta, or of a problem with other data: its gradient differs")
-    result = RESULTS.where(failed, RESULTS.not_strongly_convex, RESULTS.converged)
-    result = RESULTS.where(~failed & (products >= MAX_PRODUCTS), RESULTS.max_cost_reached, result)
-    norm = optax.tree.norm(error)
-    result = RESULTS.where(jnp.isfinite(norm), result, RESULTS.non_finite)
     counts = Counts(lower_gradients=1, hessian_products=int(products) + 3, cross_products=3)
-    return ErrorEstimate(error, norm, optax.tree.norm(e), result, counts)
+    return ErrorEstimate(error, optax.tree.norm(error), optax.tree.norm(e), result, counts)
 
 
 @eqx.filter_jit
 def _estimate(problem, theta, x, q):
-    """z, its error, e, the products of both systems, and whether H was found not to be positive definite."""
+    """z, its error, e, and of both systems the products and the result."""
 
     def gradients(x, q):
         """(grad_x, grad_theta) of Lambda."""
@@ -96,4 +92,8 @@ def _estimate(problem, theta, x, q):
     (minus_r, _), (along, _) = jax.jvp(lambda x: gradients(x, q), (x,), (e,))
     p, second, worse = solve(optax.tree.sub(along, minus_r))
     (_, z), (_, error) = jax.jvp(gradients, (x, q), (e, p))
-    return z, error, e, first + second, bad | worse
+    capped = (first >= MAX_PRODUCTS) | (second >= MAX_PRODUCTS)
+    result = RESULTS.where(capped, RESULTS.max_cost_reached, RESULTS.converged)
+    result = RESULTS.where(bad | worse, RESULTS.not_strongly_convex, result)
+    result = RESULTS.where(jnp.isfinite(optax.tree.norm(error)), result, RESULTS.non_finite)
+    return z, error, e, first + second, result

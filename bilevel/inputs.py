@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .direction import Box
+from .layout import replicate
 from .problem import AbstractProblem, Vector
-from .secants import replicate
 
 
 def prepare(
@@ -158,8 +158,11 @@ def _reject(leaf, name):
 
 def finite(leaf: jax.Array | np.ndarray) -> bool:
     """Whether all of it is; by NumPy where it lies on the host, since JAX would compile each operation by itself."""
-    host = isinstance(leaf, np.ndarray) or [device.platform for device in leaf.devices()] == ["cpu"]
-    return bool(np.isfinite(np.asarray(leaf)).all() if host else jnp.all(jnp.isfinite(leaf)))
+    if isinstance(leaf, np.ndarray):
+        return bool(np.isfinite(leaf).all())
+    if leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices()):
+        return all(bool(np.isfinite(np.asarray(shard.data)).all()) for shard in leaf.addressable_shards)
+    return bool(jnp.all(jnp.isfinite(leaf)))
 
 
 def _describe(tree):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from . import secants
+from .layout import replicate, stack
 from .problem import AbstractProblem, Vector
 
 
@@ -78,8 +78,8 @@ class Secants(AbstractPredictor):
     cost: int = eqx.field(static=True, default=0)
 
     def init(self, theta, x):
-        count = secants.replicate(jnp.asarray(0, jnp.int32), x)
-        return Points(secants.stack(theta, self.points), secants.stack(x, self.points), count)
+        count = replicate(jnp.asarray(0, jnp.int32), x)
+        return Points(stack(theta, self.points), stack(x, self.points), count)
 
     def observe(self, memory, theta, x):
         at = memory.count % self.points

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import solve_triangular
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .layout import replicate, stack
 from .problem import Scalar, Vector
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -45,36 +45,6 @@ def empty(like: Vector, slots: int) -> Pairs:
     products, gamma = jnp.zeros((slots, slots), leaf.dtype), jnp.ones((), leaf.dtype)
     rest = replicate((products, gamma, jnp.asarray(0, jnp.int32)), like)
     return Pairs(stack(like, slots), stack(like, slots), *rest)
-
-
-def stack(like: Vector, slots: int) -> Vector:
-    """Zeros with a leading axis of slots, laid over devices as `like` is."""
-
-    def zeros(v):
-        spread = layout(v)
-        device = spread and NamedSharding(spread.mesh, PartitionSpec(None, *spread.spec))
-        return jnp.zeros((slots, *v.shape), v.dtype, device=device)
-
-    return jax.tree.map(zeros, like)
-
-
-def replicate(tree: PyTree, like: Vector) -> PyTree:
-    """The tree, copied to every device of the mesh that a leaf of `like` lies on; leaves already on a mesh stay.
-
-    A program that reads `like` returns such numbers on all of its devices. Given them so the first time too, it is
-    compiled once and not twice.
-    """
-    spread = next((s for v in jax.tree.leaves(like) if (s := layout(v)) is not None), None)
-    if spread is None:
-        return tree
-    everywhere = NamedSharding(spread.mesh, PartitionSpec())
-    return jax.tree.map(lambda v: jax.device_put(v, everywhere) if layout(v) is None else v, tree)
-
-
-def layout(v: Array) -> NamedSharding | None:
-    """How v is laid over a mesh; None on one device, or under a transformation."""
-    sharding = None if isinstance(v, jax.core.Tracer) else getattr(v, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def push(
@@ -118,21 +88,26 @@ def restrict(pairs: Pairs, free: PyTree[Bool[Array, "..."]]) -> Pairs:
 
 def apply(pairs: Pairs, v: Vector, precondition: Inverse = None) -> Vector:
     """B v."""
-    slots = len(pairs.products)
-    oldest_first = (pairs.count + jnp.arange(slots)) % slots
-    place = jnp.zeros(slots, int).at[oldest_first].set(jnp.arange(slots))
-    products = pairs.products[oldest_first][:, oldest_first]
+
+    def oldest_first(v):
+        return jnp.roll(v, -pairs.count, axis=tuple(range(v.ndim)))
+
+    def by_slot(v):
+        return jnp.roll(v, pairs.count)
+
+    products = oldest_first(pairs.products)
     D = jnp.diagonal(products)
     R = jnp.triu(products) + jnp.diag(jnp.where(D > 0, 0, 1).astype(D.dtype))  # an empty slot: a = c = 0
 
-    a = solve_triangular(R, dots(pairs.s, v)[oldest_first])
-    r = optax.tree.sub(v, combine(pairs.y, a[place]))
+    a = solve_triangular(R, oldest_first(dots(pairs.s, v)))
+    r = optax.tree.sub(v, combine(pairs.y, by_slot(a)))
     r = optax.tree.scale(pairs.gamma, r if precondition is None else precondition(r))
-    c = solve_triangular(R, D * a - dots(pairs.y, r)[oldest_first], trans=1)
-    return optax.tree.add(r, combine(pairs.s, c[place]))
+    c = solve_triangular(R, D * a - oldest_first(dots(pairs.y, r)), trans=1)
+    return optax.tree.add(r, combine(pairs.s, by_slot(c)))
 
 
-# Not reshaped, which would gather what is sharded; precise, for accelerators would multiply float32 in less.
+# Both without a reshape, which would gather what is sharded, and in full precision, which accelerators would otherwise
+# not give float32.
 
 
 def dots(stack: Vector, v: Vector) -> Float[Array, " slots"]:

@@ -76,7 +76,7 @@ class LBFGS(AbstractLowerSolver):
         slope_t = optax.tree.vdot(it.rho, d)
         accepted = slope_t <= -0.9 * slope
         s, y = optax.tree.sub(it.x, base), optax.tree.sub(it.rho, rho)
-        new = secants.push(pairs, s, y, precondition, when=accepted)  # outside `accept`: see there
+        new = secants.push(pairs, s, y, precondition, when=accepted)  # in `accept` it would copy all pairs
 
         def accept():
             # without any pair B_0 is P^{-1}, or a step that is short enough whatever the scale

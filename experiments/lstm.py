@@ -42,11 +42,10 @@ class Sizes(NamedTuple):
     length: int = 35
     batch: int = 20
     epochs: int = 15
-    shorter: int = 8  # from the other starts
     trials: int = 3  # of each search, the first of them shared: about Delta-STN's time
 
 
-SMOKE = Sizes(tokens=4000, vocabulary=200, units=12, length=20, batch=20, epochs=2, shorter=1, trials=2)
+SMOKE = Sizes(tokens=4000, vocabulary=200, units=12, length=20, batch=20, epochs=2, trials=2)
 START, OTHER_STARTS, GRID = 0.3, (0.9, 0.05, 0.7, 0.5), (0.2, 0.35, 0.5, 0.65, 0.8)
 STD, AMPLITUDE, PERIOD = 0.05, 0.1, 1200  # of the noise, as in the published code; the period in batches
 SEED = 0
@@ -96,7 +95,7 @@ class Study:
         self.steps = len(self.train.words) // self.sizes.batch
         self.config = {"source": "help()" if packaged else "State of the Union", "seed": SEED, **self.sizes._asdict()}
 
-    def tune(self, name: str, method: str, space: stn.Space, epochs: int | None = None) -> None:
+    def tune(self, name: str, method: str, space: stn.Space) -> None:
         """By STN or Delta-STN; the first schedule is kept beside the log at its full length, to be trained along."""
         if self.skips(name):
             return
@@ -110,7 +109,7 @@ class Study:
 
         run = self._run(name, {"method": method}, current, lambda **options: stn.tune(
             model, space, language.train_loss, language.valid_loss, self.train, self.valid, made, **options
-        ), epochs)  # fmt: skip
+        ))  # fmt: skip
         if name == tuned("Delta-STN", START):
             run.schedule.save(self.schedule)
 
@@ -134,9 +133,7 @@ class Study:
     def _model(self, names: tuple[str, ...]) -> LSTM:
         return LSTM(self.vocabulary, self.sizes.units, names, key=jax.random.key(SEED))
 
-    def _run(
-        self, name: str, config: dict, current: Callable, run: Callable[..., stn.Run], epochs: int | None = None
-    ) -> stn.Run:
+    def _run(self, name: str, config: dict, current: Callable, run: Callable[..., stn.Run]) -> stn.Run:
         """`current(state)` is the model and the number of steps. A line "step" an epoch, with the loss on the test set,
         whose `judging` seconds belong to nobody."""
         print(name, flush=True)
@@ -154,8 +151,8 @@ class Study:
             self.log.write("step", name, k=int(steps) // self.steps, test_loss=tested, **entries, judging=judging)
 
         found = run(
-            key=jax.random.key(SEED + 2), epochs=epochs or self.sizes.epochs, batch_size=self.sizes.batch,
-            callback=callback, checkpoint=checkpoint, resume=resume,
+            key=jax.random.key(SEED + 2), epochs=self.sizes.epochs, batch_size=self.sizes.batch, callback=callback,
+            checkpoint=checkpoint, resume=resume,
         )  # fmt: skip
         every = max(1, self.steps // 10)
         columns = {key: column[::every] for key, column in found.schedule.values.items()}
@@ -192,7 +189,7 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
         study.follow(name, stn.Schedule({"output": np.clip(best + part, 0.0, 0.95).astype(np.float32)}))
     study.tune(tuned("STN", START), "STN", one(START))
     for start in OTHER_STARTS:
-        study.tune(tuned("Delta-STN", start), "Delta-STN", one(start), study.sizes.shorter)
+        study.tune(tuned("Delta-STN", start), "Delta-STN", one(start))
 
     space = stn.Space(
         **{name: stn.Rate(FIRST[name], draws="batch") for name in RATES},

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # A module of bilevel imports from its own layer and those before it. Not every one needs to exist.
 LAYERS = [
     {"problem", "results"},
-    {"bounds"},
+    {"bounds", "layout"},
     {"krylov", "secants"},
     {"estimates"},
     {"lower", "hypergradient"},

@@ -1,6 +1,7 @@
 """Every method for the lower level reaches the certified error, at its rate, within its budget, or says why not."""
 
 import dataclasses
+import re
 
 import equinox as eqx
 import jax
@@ -24,6 +25,7 @@ from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent,
 from bilevel.hypergradient import differentiate
 from bilevel.lower import descend, overhead
 from bilevel.meter import UNLIMITED
+from problems import TotalVariation
 
 F32, F64 = np.float32, np.float64
 SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]
@@ -105,6 +107,22 @@ def test_what_a_solve_learnt_starts_the_next():
         solve(dataclasses.replace(
             pairs, y=factor * pairs.y, products=factor * pairs.products, gamma=pairs.gamma / factor
         ))  # fmt: skip
+
+
+def test_the_pairs_are_overwritten_in_place():
+    """Within the loop nothing copies a stack; the two copies are of the arguments, which stay the caller's."""
+    clean = np.random.default_rng(0).uniform(0.2, 0.8, (4, 5, 6))
+    problem, solver = TotalVariation(clean, clean), LBFGS(pairs=7)
+    most, eps = jnp.asarray(2**30, jnp.int32), jnp.asarray(1e-6)
+
+    def solve(problem, theta, curvature):
+        lower = descend(problem, solver, theta, problem.noisy, eps, most, curvature)
+        return lower.x, lower.curvature
+
+    arguments = problem, jnp.array([-3.0, -3.0]), solver.curvature(problem.noisy)
+    text = jax.jit(solve).lower(*arguments).compile().as_text()
+    copies = [line for line in text.splitlines() if re.search(r"= f64\[7,4,5,6\]\S* copy\(", line)]
+    assert "f64[7,4,5,6]" in text and len(copies) <= 2
 
 
 def iterations(solver, kappas, digits=1e-6):

@@ -1,7 +1,5 @@
 """Data laid over several devices: same numbers, no solver changed; images come back laid out as they were."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +71,7 @@ def test_a_mesh_compiles_what_one_device_does(both):
         before = Meter.compilations
         bilevel.solve(problem, THETA, max_steps=4)
         compiled.append(Meter.compilations - before)
-    assert 0 < compiled[0] <= compiled[1] <= compiled[0] + 2  # NaN are looked for on the devices, in two more
+    assert compiled[0] == compiled[1] > 0
 
 
 def test_pairs_spread_along_any_axis_stay_spread():
@@ -85,5 +83,5 @@ def test_pairs_spread_along_any_axis_stay_spread():
     pairs = secants.empty(v, 5)
     for function, operands in ((secants.push, (pairs, v, 2 * v)), (secants.apply, (pairs, v))):
         text = jax.jit(function).lower(*operands).compile().as_text()
-        assert not re.search(r"f64\[5,3,8\]", text)  # only what a device holds of it, [5,3,2]
+        assert "f64[5,3,2]" in text and "f64[5,3,8]" not in text  # what a device holds of it, and not all
     assert secants.push(pairs, v, 2 * v).s.sharding.is_equivalent_to(pairs.s.sharding, 3)
