@@ -5,7 +5,7 @@ READY := .venv/.installed
 PEERS := .venv/.peers
 
 # One file each in experiments/. SMOKE=1: small, on packaged data, to see that they run. RESUME=1: go on with the log.
-EXPERIMENTS := quadratic crossover tv foe mnist one peers
+EXPERIMENTS := quadratic crossover tv tv_starts foe mnist one peers
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 

@@ -40,7 +40,8 @@ class Log:
 
     def write(self, kind: str, run: str, **values: Any) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "run": run, **_plain(values)}, allow_nan=False) + "\n")
+            line = {"kind": kind, "run": run, **_plain(values)}
+            file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
 
     def finished(self) -> set[str]:
         """The names of the runs that have a last line."""

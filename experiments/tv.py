@@ -3,12 +3,11 @@
 The paper's setting (section 4.2 of arXiv 2308.10098): 25 Kodak images, grey, 96 x 96, noise 0.1, theta = (log weight,
 log smoothing) from (-5, -5). Reads kodak/ in the folder that BILEVEL_DATA names, or else packaged photographs.
 
-Solves: the optimum, by BFGS on hypergradients to eps = 1e-9; maid() with defaults, for the paper's ten first
-accuracies, for 16 pairs of first accuracy and first step, and from bad starts; fixed accuracies and HOAG's schedules;
-and optimisers from elsewhere, derivative-free and quasi-Newton, over the same lower-level solver.
+Solves: the optimum, by BFGS on hypergradients to eps = 1e-9; maid() with defaults (`tv_starts.py` has it from other
+starts); fixed accuracies and HOAG's schedules; and optimisers from elsewhere, derivative-free and quasi-Newton, over
+the same lower-level solver.
 """
 
-import itertools
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,6 @@ import record
 import scipy.optimize
 import style
 from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import bilevel
@@ -32,79 +30,70 @@ jax.config.update("jax_enable_x64", True)
 
 THETA0, TOL, BUDGET, LONG = (-5.0, -5.0), 1e-3, 15_000, 60_000
 NEAR, NEARER = 0.02, 0.002  # how close to the optimal value
+ENDS = "above at end", "gradient at end", "cost", "steps"
 TARGETS = {NEAR: 3000, NEARER: 15_000}  # the cost it may take maid()
-# fmt: off
-TEN = ((10, 100), (10, 0.01), (100, 100), (10, 20), (10, 0.1), (10, 10), (1, 1), (0.1, 0.1), (1e-3, 1e-3), (1e-5, 1e-5))
-# fmt: on
-ACCURACIES, STEPS, SIXTEEN_BUDGET = (1e2, 1.0, 1e-2, 1e-4), (1e-4, 1e-2, 1.0, 100.0), 3500
-BAD_STARTS = ((0.0, 0.0), (-10.0, -3.0), (2.0, -8.0))
 FIXED = {"fixed 1e-1": 1e-1, "fixed 1e-3": 1e-3, "fixed 1e-5": 1e-5}
 HOAG = {
     "hoag geometric": bilevel.hoag(bilevel.Geometric(0.9)),
     "hoag quadratic": bilevel.hoag(bilevel.Polynomial(2)),
     "hoag cubic": bilevel.hoag(bilevel.Polynomial(3)),
 }
+COST = "cost: gradients and products of the lower level"
 ELSEWHERE = ("DFO-LS", "Nelder-Mead", "L-BFGS-B", "L-BFGS-B, jaxopt")
 BOX = (-7.0, 0.0)  # for the derivative-free ones; without it DFO-LS leaps to where the condition number is 1e6
 ACCURATE = 1e-5  # the one fixed accuracy of Nelder-Mead and L-BFGS-B
 JUDGE = 1e-7  # how accurately a theta is judged
 
 
-class Planned(NamedTuple):
-    """A run of one of this package's methods."""
-
-    method: bilevel.Method
-    max_cost: int
-    theta0: tuple[float, float] = THETA0
-
-
-def plan() -> dict[str, Planned]:
-    runs = {"maid": Planned(bilevel.maid(), LONG)}
-    runs |= {ten(eps, delta): Planned(bilevel.maid(eps, delta), BUDGET) for eps, delta in TEN}
-    for eps, step in itertools.product(ACCURACIES, STEPS):
-        runs[sixteen(eps, step)] = Planned(bilevel.maid(eps, eps, step), SIXTEEN_BUDGET)
-    runs |= {name: Planned(bilevel.fixed_accuracy(eps), BUDGET) for name, eps in FIXED.items()}
-    runs |= {name: Planned(method, BUDGET) for name, method in HOAG.items()}
-    return runs | {bad(theta0): Planned(bilevel.maid(), LONG, theta0) for theta0 in BAD_STARTS}
+def plan() -> dict[str, tuple[bilevel.Method, int]]:
+    """This package's methods, and what each may cost."""
+    return {
+        "maid": (bilevel.maid(), LONG),
+        **{name: (bilevel.fixed_accuracy(eps), BUDGET) for name, eps in FIXED.items()},
+        **{name: (method, BUDGET) for name, method in HOAG.items()},
+    }
 
 
-def ten(eps: float, delta: float) -> str:
-    return f"maid, eps0 {eps:g}, delta0 {delta:g}"
+class Setting(NamedTuple):
+    """The images with their problem, what the log says of them, and the most that a run may cost."""
+
+    train: data.Pairs
+    problem: problems.TotalVariation
+    config: dict
+    most: int
+
+    def judge(self, theta, x):
+        lower = bilevel.solve_lower(self.problem, theta, eps=JUDGE, x0=x)
+        return {"value": float(self.problem.upper(lower.x, theta))}
+
+    def run(self, log: record.Log, name: str, method: bilevel.Method, max_cost: int, theta0=THETA0) -> None:
+        record.solve(
+            log, name, self.config, self.problem, np.array(theta0), method, judge=self.judge,
+            max_cost=min(max_cost, self.most), tol=TOL, max_steps=100_000, progress=False,
+        )  # fmt: skip
 
 
-def sixteen(eps: float, step: float) -> str:
-    return f"maid, eps0 = delta0 = {eps:g}, step {step:g}"
-
-
-def bad(theta0: tuple[float, float]) -> str:
-    return "maid from ({:g}, {:g})".format(*theta0)
+def setting(packaged: bool, smoke: bool) -> Setting:
+    source, size = "photographs" if packaged else "kodak", 24 if smoke else 96
+    train, _ = data.denoising_set(source, sigma=0.1, seed=0, size=size)
+    config = {"source": source, "images": len(train.names), "size": size, "sigma": 0.1, "seed": 0}
+    return Setting(train, problems.TotalVariation(train.clean, train.noisy), config, 300 if smoke else LONG)
 
 
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     """Every run that is not finished in the log."""
-    source, size, most = "photographs" if packaged else "kodak", 24 if smoke else 96, 300 if smoke else LONG
-    train, _ = data.denoising_set(source, sigma=0.1, seed=0, size=size)
-    problem = problems.TotalVariation(train.clean, train.noisy)
-    config = {"source": source, "images": len(train.names), "size": size, "sigma": 0.1, "seed": 0}
-
-    def judge(theta, x):
-        lower = bilevel.solve_lower(problem, theta, eps=JUDGE, x0=x)
-        return {"value": float(problem.upper(lower.x, theta))}
-
+    train, problem, config, most = here = setting(packaged, smoke)
     done = log.finished()
-    for name, run in (bar := tqdm([item for item in plan().items() if item[0] not in done], disable=None)):
+    for name, (method, max_cost) in (bar := tqdm([i for i in plan().items() if i[0] not in done], disable=None)):
         bar.set_description(name)
-        record.solve(
-            log, name, config, problem, np.array(run.theta0), run.method, judge=judge,
-            max_cost=min(run.max_cost, most), tol=TOL, max_steps=100_000, progress=False,
-        )  # fmt: skip
+        here.run(log, name, method, max_cost)
     if "optimum" not in done:
         optimum(problem, log, config)
     for name in (bar := tqdm([name for name in ELSEWHERE if name not in done], disable=None)):
         bar.set_description(name)
         if not smoke:
             jax.clear_caches()  # so that each pays for what it compiles
-        elsewhere(name, problem, log, config, judge, min(BUDGET, most))
+        elsewhere(name, problem, log, config, here.judge, min(BUDGET, most))
 
     best = record.read(log.path)["optimum"].end["theta"]
     images = {"clean": train.clean, "noisy": train.noisy}
@@ -211,23 +200,16 @@ def report(runs: dict[str, record.Run]) -> None:
         "Mean PSNR: {noisy:.2f} dB noisy, {initial:.2f} dB at (-5, -5), {learnt:.2f} dB at the optimum\n".format(**psnr)
     )
 
-    def ends(name):
-        run = runs[name]
-        norm, error = run.end.get("gradient_norm"), run.end.get("gradient_error")
-        interval = "-" if norm is None or error is None else f"{norm:.1e} +- {error:.0e}"
-        cost = "-" if run.end["cost"] is None else f"{run.end['cost']:.0f}"
-        return f"{run.judged['value'][-1] - best['value']:.1e}", interval, cost, run.end.get("steps", "-")
-
     def took(name, what="cost"):
         return [number(curves[name].to(within, what), what) for within in TARGETS]
 
     methods = ("maid", *FIXED, *HOAG)
     heads = [f"cost to {w}" for w in TARGETS]
-    end_heads = ("above at end", "gradient at end", "cost", "steps")
-    rows = [(name, *took(name), *ends(name), "met" if runs[name].end["converged"] else "no") for name in methods] + [
-        (name, *took(name), *ends(name), "-") for name in ELSEWHERE
-    ]
-    print(record.table(("from (-5, -5)", *heads, *end_heads, f"tol {TOL:g}"), rows))
+    rows = []
+    for name in (*methods, *ELSEWHERE):
+        met = {True: "met", False: "no", None: "-"}[runs[name].end.get("converged")]
+        rows.append((name, *took(name), *ends(runs[name], best["value"]), met))
+    print(record.table(("from (-5, -5)", *heads, *ENDS, f"tol {TOL:g}"), rows))
     print(f"aim for maid: {', '.join(f'{within} within {cost}' for within, cost in TARGETS.items())}\n")
 
     rows = [
@@ -236,42 +218,29 @@ def report(runs: dict[str, record.Run]) -> None:
     ]
     print(record.table(("seconds", *(f"to {w}" for w in TARGETS), "at the end", "compiling"), rows) + "\n")
 
-    rows = [(f"eps0 {e:g}, delta0 {d:g}", *took(ten(e, d)), *ends(ten(e, d))[:3:2]) for e, d in TEN]
-    print(record.table(("the paper's ten", *heads, "above at end", "cost"), rows) + "\n")
-
-    rows = [
-        (f"eps0 = delta0 = {eps:g}", *(number(curves[sixteen(eps, step)].to(NEAR)) for step in STEPS))
-        for eps in ACCURACIES
-    ]
-    print(record.table((f"cost to {NEAR}", *(f"step {step:g}" for step in STEPS)), rows))
-    print(f"aim: each within {SIXTEEN_BUDGET}\n")
-
-    def spread(names, within):
-        costs = [curves[name].to(within) for name in names]
-        factor = f", factor {max(costs) / min(costs):.2g}" if np.isfinite(max(costs)) else ""
-        return f"{number(min(costs))} to {number(max(costs))}{factor}"
-
-    tens, sixteens = [ten(*pair) for pair in TEN], [sixteen(*pair) for pair in itertools.product(ACCURACIES, STEPS)]
-    rows = [(f"ten eps0, delta0: cost to {within}", spread(tens, within)) for within in TARGETS]
-    rows.append((f"sixteen eps0 = delta0, steps: cost to {NEAR}", spread(sixteens, NEAR)))
+    rows = []
     for name in FIXED:
         cost, maid = curves[name].cost[-1], curves["maid"]
         stops = f"{curves[name].above[-1]:.1e} above at a cost of {cost:.0f}"
-        rows.append(
-            (f"{name} stops", f"{stops}; maid is {maid.at(cost):.1e} above there, {maid.above[-1]:.1e} at its end")
-        )
-    print(record.table(("the paper's claims", "measured"), rows) + "\n")
+        rows.append((name, f"{stops}; maid is {maid.at(cost):.1e} above there, {maid.above[-1]:.1e} at its end"))
+    print(record.table(("fixed accuracies", "stop"), rows))
 
-    rows = []
-    for theta0 in BAD_STARTS:
-        theta = "({:.4f}, {:.4f})".format(*runs[bad(theta0)].end["theta"])
-        rows.append((bad(theta0), theta, took(bad(theta0))[0], *ends(bad(theta0))))
-    print(record.table(("bad starts", "theta", heads[0], *end_heads), rows))
-    print("\n".join(f"{bad(theta0)}: {runs[bad(theta0)].end['result']}" for theta0 in BAD_STARTS))
+
+def ends(run: record.Run, best: float) -> tuple[str, str, str, int | str]:
+    """A table's last columns, `ENDS`."""
+    norm, error = run.end.get("gradient_norm"), run.end.get("gradient_error")
+    interval = "-" if norm is None or error is None else f"{norm:.1e} +- {error:.0e}"
+    cost = "-" if run.end["cost"] is None else f"{run.end['cost']:.0f}"
+    return f"{run.judged['value'][-1] - best:.1e}", interval, cost, run.end.get("steps", "-")
 
 
 def number(value: float, what: str = "cost") -> str:
     return "never" if np.isinf(value) else "-" if np.isnan(value) else f"{value:.{1 if what == 'seconds' else 0}f}"
+
+
+def plot(axes, curve: Curve, **settings) -> None:
+    axes.plot(curve.cost, np.maximum(curve.above, 1e-8), **settings)
+    axes.set(xscale="log", yscale="log", xlabel=COST)
 
 
 def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
@@ -279,15 +248,6 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     style.use()
     best = runs["optimum"].end
     curves = {name: curve(run, best["value"]) for name, run in runs.items() if len(run.judged)}
-    cost_label = "cost: gradients and products of the lower level"
-
-    def plot(axes, name, **settings):
-        axes.plot(curves[name].cost, np.maximum(curves[name].above, 1e-8), **settings)
-        axes.set(xscale="log", yscale="log", xlabel=cost_label)
-
-    def save(figure, name):
-        style.save(figure, figures.with_name(f"{figures.name}_{name}.png"))
-
     figure, axes = plt.subplots(1, 2, figsize=(12.4, 4.8), sharex=True, sharey=True)
     sides = {
         "the same descent, other accuracies": ("maid", *FIXED, *HOAG),
@@ -296,43 +256,13 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     for a, (title, names) in zip(axes, sides.items(), strict=True):
         for name in names:
             maid = name == "maid"
-            plot(a, name, color=style.COLOURS[name], label=name, lw=2.6 if maid else 1.6, zorder=3 if maid else 2)
+            plot(
+                a, curves[name], color=style.COLOURS[name], label=name, lw=2.6 if maid else 1.6, zorder=3 if maid else 2
+            )
         a.set(title=f"Total variation from $\\theta$ = (-5, -5): {title}", xlim=(30, None))
         a.legend(loc="lower left")
     axes[0].set(ylabel="value above the optimum")
-    save(figure, "methods")
-
-    figure, a = plt.subplots(figsize=(8.6, 4.8))
-    for pair, colour in zip(TEN, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(TEN))), strict=True):
-        plot(a, ten(*pair), color=colour, lw=1.5, label="$\\epsilon_0$ = {:g}, $\\delta_0$ = {:g}".format(*pair))
-    a.set(ylabel="value above the optimum", xlim=(30, None), title="maid(): the paper's ten first accuracies, one end")
-    a.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    save(figure, "ten")
-
-    # the 16 runs: colour says the first accuracy, line style the first step
-    shades = dict(zip(ACCURACIES, plt.get_cmap("viridis")([0.05, 0.35, 0.6, 0.85]), strict=True))
-    dashes = dict(zip(STEPS, (":", "-.", "--", "-"), strict=True))
-    keys = [Line2D([], [], color=c, label=f"$\\epsilon_0$ = $\\delta_0$ = {eps:g}") for eps, c in shades.items()]
-    keys += [Line2D([], [], color=style.INK, ls=ls, label=f"step {step:g}") for step, ls in dashes.items()]
-    pairs = [(sixteen(eps, step), {"color": shades[eps], "ls": dashes[step]}) for eps in ACCURACIES for step in STEPS]
-
-    figure, a = plt.subplots(figsize=(8.6, 4.8))
-    for name, look in pairs:
-        plot(a, name, lw=1.5, **look)
-    a.axhline(NEAR, color=style.INK, lw=0.8)
-    a.set(
-        ylabel="value above the optimum", xlim=(50, None), title="maid(): sixteen first accuracies and steps, one end"
-    )
-    a.legend(handles=keys, loc="upper left", bbox_to_anchor=(1, 1))
-    save(figure, "sixteen")
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharex=True, sharey=True)
-    for a, key, title in zip(axes, ("eps", "delta"), ("$\\epsilon$: lower level", "$\\delta$: adjoint"), strict=True):
-        for name, look in pairs:
-            a.plot(runs[name].steps["cost"], runs[name].steps[key], lw=1.4, **look)
-        a.set(xscale="log", yscale="log", xlabel=cost_label, title=f"{title}, as reached")
-    axes[1].legend(handles=keys, loc="upper left", bbox_to_anchor=(1, 1))
-    save(figure, "accuracies")
+    style.save(figure, f"{figures}_methods.png")
 
     pictures = dict(np.load(beside.with_suffix(".npz")))
     labels = {
@@ -346,7 +276,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
         for a, (key, label) in zip(row, labels.items(), strict=True):
             quality = "" if key == "clean" else f"{pictures[f'psnr_{key}'][i]:.1f} dB"
             style.picture(a, pictures[key][i] / 255, f"{label}\n{quality}" if i == 0 else quality)
-    save(figure, "pictures")
+    style.save(figure, f"{figures}_pictures.png")
 
 
 if __name__ == "__main__":
