@@ -37,7 +37,7 @@ class Info(NamedTuple):
 
     `eps`, `delta`: the accuracies reached; `step`: the alpha accepted (nan if none); `counts`, `seconds`: the meter
     when these numbers became known; `certificate`: "proven", "probable", "estimated" or, with no gradient, "none".
-    `decrease`: what the method's model of f promises from here, nan where it has none or was not asked.
+    `decrease`: what may be had from here by the method's model of f, nan where it has none or was not asked.
     """
 
     theta: Vector

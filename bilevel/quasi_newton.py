@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from . import secants
-from .direction import keep_certifiable, projected_step, quasi_newton_direction
+from .direction import keep_certifiable, projected_step, quasi_newton_direction, stationarity
 from .hypergradient import Hypergradient, Point
 from .lower import AbstractLowerSolver
 from .meter import Meter, Stop
@@ -48,7 +48,8 @@ MEANINGLESS = 0.01
 class Memory(NamedTuple):
     """The adjoint q; the accuracies to ask for next; the pairs, and the last (theta, z, omega), where the next one
     starts; what the predictor knows; `length` of the last step; `width`, a trial's interval over its eps; `work`, the
-    cost of the last accepted solve; `grow`, the first alpha to try."""
+    cost of the last accepted solve; `grow`, the first alpha to try; `quiet`, whether the last theta was within the
+    default tolerance but for one more look."""
 
     q: Vector
     eps: float
@@ -60,6 +61,7 @@ class Memory(NamedTuple):
     width: float
     work: int
     grow: float
+    quiet: bool
 
 
 class QuasiNewton(AbstractMethod):
@@ -100,6 +102,7 @@ class QuasiNewton(AbstractMethod):
         memory = Memory(
             optax.tree.zeros_like(x0), eps, delta, secants.empty(theta0, self.pairs),
             (zeros, zeros, math.inf), self.predictor.init(theta0, x0), math.nan, norm_g_x, meter.counts.cost, 1.0,
+            False,
         )  # fmt: skip
         known = (meter.counts, meter.seconds)
         return State(theta0, point, memory, math.nan, 0, meter.counts, meter.seconds, meter.compile_seconds, known)
@@ -121,7 +124,8 @@ class QuasiNewton(AbstractMethod):
                     C = 0.5
                     run.forget()
         except Stop as stop:
-            result = stop.result
+            # within the default tolerance, and no step can be taken to look once more
+            result = RESULTS.converged if run.within and stop.result == RESULTS.accuracy_floor else stop.result
         return run.finish(accepted, result)
 
 
@@ -136,7 +140,7 @@ class _Step:
         self.gradient: Hypergradient | None = None
         self.norm, self.omega, self.delta, self.certificate = math.nan, math.inf, math.inf, "none"
         self.by_default, self.whole, self.decrease = tol is None, math.nan, math.nan
-        self.lower_floor = self.adjoint_floor = self.judged = self.turned = self.sharpened = False
+        self.lower_floor = self.adjoint_floor = self.judged = self.turned = self.sharpened = self.within = False
         self.known, self.alpha = state.known, math.nan
 
     def certify(self, C: float) -> None:
@@ -198,13 +202,14 @@ class _Step:
 
     def exhausted(self) -> bool:
         """Whether a gradient within the tolerance ends the run: it does where the tolerance was asked for. The default
-        one wants the promised decrease 1/2 <z, B z> to be within a thousandth of the value, too: on an ill-conditioned
-        f the gradient falls by a thousand long before f does."""
+        one wants the decrease that may be left to be within a thousandth of the value, too, at two points running: on
+        an ill-conditioned f the gradient falls by a thousand long before f does."""
         self.correct()
         if not self.by_default or self.norm + self.omega == 0:
             return True
         self.direction()
-        return self.decrease <= DEFAULT_TOLERANCE * abs(float(self.point.value))
+        self.within = self.decrease <= DEFAULT_TOLERANCE * abs(float(self.point.value))
+        return self.within and self.memory.quiet
 
     def sharpen(self, most: float) -> bool:
         """Bounds from H(x) itself, once, when as much was spent in vain, or nothing else is left."""
@@ -232,11 +237,12 @@ class _Step:
         theta, z, memory = self.theta, self.gradient.gradient, self.memory
         noise = self.number(MEANINGLESS * (self.omega + memory.last[2]))
         pairs, d, *told = self.meter.call(direct, memory.pairs, theta, z, *memory.last[:2], noise, self.box)
-        size, used, learnt, slope = (v.item() for v in jax.device_get(told))
+        size, used, learnt, slope, flattest = (v.item() for v in jax.device_get(told))
         if not self.turned:
             # no curvature seen: the step was too short for it, or f is concave along it
             self.memory = memory._replace(grow=1.0 if learnt else 2 * memory.grow)
-        self.turned, self.decrease = True, -slope / 2 if used else math.inf if size > 0 else 0.0
+        # what B promises, or as if all of z lay along the flattest direction seen: B knows little of those it has not
+        self.turned, self.decrease = True, max(-slope, flattest) / 2 if used else math.inf if size > 0 else 0.0
         self.memory = self.memory._replace(pairs=pairs, last=(theta, z, self.omega))
         length = memory.length
         if not size > 0:
@@ -342,7 +348,7 @@ class _Step:
         theta, steps, known = self.theta, self.state.steps, self.state.known
         if accepted is not None:
             theta, point, work, length = accepted
-            memory = memory._replace(work=work, length=length)
+            memory = memory._replace(work=work, length=length, quiet=self.within)
             steps, known = steps + 1, (meter.counts, meter.seconds)
         state = State(theta, point, memory, self.tol, steps, meter.counts, meter.seconds, meter.compile_seconds, known)
         return state, info
@@ -351,12 +357,22 @@ class _Step:
 @program
 def direct(pairs, theta, z, theta_last, z_last, noise, box):
     """The pairs with the last step's, d, ||d||, whether the pairs made it, whether the last step told a positive
-    curvature, and <z, d>."""
+    curvature, <z, d>, and ||z||^2 over the least curvature <s, y> / ||s||^2 of all pairs."""
     s, y = optax.tree.sub(theta, theta_last), optax.tree.sub(z, z_last)
     y = optax.tree.where(norm(y) > noise, y, optax.tree.zeros_like(y))
     new = secants.push(pairs, s, y)
     d, size, used = quasi_newton_direction(new, theta, z, box)
-    return new, d, size, used, new.count > pairs.count, optax.tree.vdot(z, d)
+    curved = jnp.diagonal(new.products)
+    flattest = jnp.max(jnp.where(curved > 0, jax.vmap(norm)(new.s) ** 2 / jnp.where(curved > 0, curved, 1), 0))
+    return (
+        new,
+        d,
+        size,
+        used,
+        new.count > pairs.count,
+        optax.tree.vdot(z, d),
+        flattest * stationarity(theta, z, box) ** 2,
+    )
 
 
 @program

@@ -94,8 +94,10 @@ class LogisticRegression(AbstractProblem):
 
         H >= diag(e^theta), so distances are measured with these weights: a tiny penalty then costs the certificate
         what its own feature can do, not what the strongest one can. lambda_W(G): the largest eigenvalue of
-        W_c^{-1/2} G W_c^{-1/2} over the classes c. The gradient of the loss is a mean of a_i (p_i - e_i)^T, each of
-        them rounded, and ||p - e|| <= sqrt(2): rounding = sqrt(2) mean ||a_i||.
+        W_c^{-1/2} G W_c^{-1/2} over the classes c. H changes by factors of e^{+-R} at most, R the largest range of a
+        row's scores, at most sqrt(2) ||a_i|| times the distance (Bach 2010): concordance = sqrt(2) max ||a_i||. The
+        gradient of the loss is a mean of a_i (p_i - e_i)^T, each of them rounded, and ||p - e|| <= sqrt(2): rounding =
+        sqrt(2) mean ||a_i||.
         """
         penalty = self._penalty(theta)
         mu = jnp.min(penalty)
@@ -108,6 +110,7 @@ class LogisticRegression(AbstractProblem):
             L_hessian=C * self.longest * weighted_norm(self.A, self.gram, self.gram_norm, W, self.classes),
             L_cross=mu,
             rounding=2**0.5 * self.mean_length,
+            concordance=2**0.5 * self.longest,
             metric=self._spread(W),
             convex_upper=True,
         )

@@ -105,6 +105,7 @@ class Quadratic(AbstractProblem):
             L_hessian=0.0,
             L_cross=0.0,
             rounding=norm_A2 * (norm_A3 * jnp.linalg.norm(theta) + norm_b2),
+            rounding_cross=norm_A2 * norm_A3,
             convex_upper=True,
         )
 
