@@ -128,7 +128,7 @@ LOSSES = {
 
 class Regression(AbstractProblem):
     """h = e^s sum_i phi(a_i^T x - y_i) + 1/2 sum_j e^{t_j} x_j^2,  theta = (s, t);  g = sum_i phi(b_i^T x - c_i) or, if
-    `fit` is "squares", 1/2 ||B x - c||^2. With `reads`, g has 0.1 sin(s) sum_j x_j + 0.05 ||t||^2 more.
+    `fit` is "squares", 1/2 ||B x - c||^2. With `reads`, g has sin(s)/8 sum_j x_j + ||t||^2/16 more.
 
     With |phi''| <= c2, |phi'''| <= c3 and Z = A W^{-1/2}, W = e^t / min e^t or 1,
         mu = min e^t,   L = e^s c2 ||A||^2 + max e^t,   L_H = e^s c3 ||Z||^2 max ||z_i||,
@@ -160,7 +160,7 @@ class Regression(AbstractProblem):
     def upper(self, x, theta):
         r = self.B @ x - self.c
         g = r @ r / 2 if self.fit == "squares" else jnp.sum(LOSSES[self.loss][0](r))
-        return g + 0.1 * jnp.sin(theta[0]) * jnp.sum(x) + 0.05 * jnp.sum(theta[1:] ** 2) if self.reads else g
+        return g + jnp.sin(theta[0]) / 8 * jnp.sum(x) + jnp.sum(theta[1:] ** 2) / 16 if self.reads else g
 
     def guess(self, theta):
         return jnp.zeros_like(self.A[0])
@@ -170,14 +170,14 @@ class Regression(AbstractProblem):
         weight, penalty = jnp.exp(theta[0]), jnp.exp(theta[1:])
         mu, norm_A, norm_B = jnp.min(penalty), UP * jnp.linalg.norm(self.A, 2), UP * jnp.linalg.norm(self.B, 2)
         W = penalty / mu
-        Z, own = (self.A / jnp.sqrt(W), W) if self.metric == "own" else (self.A, jnp.ones_like(W))
+        Z, own = (self.A / jnp.sqrt(W)[None], W) if self.metric == "own" else (self.A, jnp.ones_like(W))
         norm_Z, row = UP * jnp.linalg.norm(Z, 2), UP * jnp.max(jnp.linalg.norm(Z, axis=1))
         terms = weight * norm_A * c1 * len(self.y) ** 0.5
         known = dict(
             mu=mu,
             L=UP * (weight * c2 * norm_A**2 + jnp.max(penalty)),
             L_upper=norm_B**2 * (1.0 if self.fit == "squares" else c2),
-            L_upper_theta=0.1 * len(W) ** 0.5 if self.reads else 0.0,
+            L_upper_theta=len(W) ** 0.5 / 8 if self.reads else 0.0,
             L_hessian=UP * weight * c3 * norm_Z**2 * row,
             L_cross=UP * jnp.sqrt((weight * c2 * norm_Z**2) ** 2 + jnp.max(penalty / own) ** 2),
             rounding=terms + weight * norm_A * c2 * jnp.linalg.norm(self.y),
