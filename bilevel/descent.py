@@ -23,7 +23,7 @@ from .method import ROUNDED, AbstractMethod, Info, State
 from .predict import AbstractPredictor, Previous, observe
 from .problem import Vector
 from .program import program
-from .refine import default_tolerance, first_tolerance
+from .refine import default_tolerance, first_tolerance, refine
 from .results import RESULTS
 from .solvers import Nesterov
 
@@ -118,9 +118,10 @@ class Method(AbstractMethod):
                 # search: one trial, judged on intervals
                 trial, length = meter.move(state.theta, gradient.gradient, -memory.search.step, box)
                 if not length > 0:  # z is zero, or the step is lost in the rounding of theta, or every trial failed
-                    exact = (lower_floor or float(state.point.lower.error) == 0) and (adjoint_floor or delta == 0)
-                    floor = judged if norm > 0 else exact
-                    raise Stop(RESULTS.accuracy_floor if floor else RESULTS.no_decrease)
+                    if norm == 0:  # by this accuracy, or by all that there is?
+                        _, best = refine(meter, state.theta, state.point, gradient, lambda z: float(z.norm) / 2)
+                        judged = float(best.norm) < float(best.error)
+                    raise Stop(RESULTS.accuracy_floor if judged else RESULTS.no_decrease)
                 if not fitted:
                     memory, fitted = memory._replace(guesses=self._fit(meter, state, memory.guesses)), True
                 wanted = self.accuracy.trial(accuracy)

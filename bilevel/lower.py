@@ -222,7 +222,13 @@ def settle(
         noise = told.noise(it)
         # x may be near enough by its own curvature, and not by that on the way to xhat
         goal = jnp.where(it.dual + noise <= usable * eps, seen.mu, usable) * eps
-        it = dataclasses.replace(it, hessian_products=it.hessian_products + price, L=jnp.maximum(seen.largest, usable))
+        it = dataclasses.replace(
+            it,
+            hessian_products=it.hessian_products + price,
+            L=jnp.maximum(seen.largest, usable),
+            # a Ritz value is no smaller than the smallest eigenvalue, so it may disprove a declared mu
+            negative_curvature=it.negative_curvature | (seen.smallest < 0.999 * level.disproof - 8 * level.u * seen.L),
+        )
         # the price of one more look is kept back: x that moves must be looked at again
         budget = jnp.where(last, 0, level.max_cost - price)
         told = dataclasses.replace(told, goal=goal, max_cost=budget.astype(level.max_cost.dtype))

@@ -170,7 +170,7 @@ class _Step:
             floor = (self.lower_floor or float(self.point.lower.error) == 0) and (
                 self.adjoint_floor or float(self.gradient.delta) == 0
             )
-            if self.sharpen(math.inf if floor else self.meter.counts.cost - begun):
+            if self.sharpen(math.inf if floor else (self.meter.counts.cost - begun) / 3):
                 continue
             if floor and math.isnan(self.tol) and self.omega <= C * self.norm:
                 self.tol = 0.0  # theta0's norm cannot be certified: nothing will be called converged
@@ -212,7 +212,8 @@ class _Step:
         return self.within and self.memory.quiet
 
     def sharpen(self, most: float) -> bool:
-        """Bounds from H(x) itself, once, when as much was spent in vain, or nothing else is left."""
+        """Bounds from H(x) itself, once, if they cost at most `most`: a third of what was spent in vain, or, where
+        nothing else is left, anything."""
         point = None if self.sharpened else self.meter.sharpen(self.theta, self.point, most)
         if point is not None:
             self.point, self.gradient, self.sharpened = point, None, True

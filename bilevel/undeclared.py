@@ -24,10 +24,11 @@ LANCZOS_STEPS = 20  # for mu: at least as many
 
 
 class Look(NamedTuple):
-    """mu by x alone, mu by the way to xhat as well, the largest Ritz value at x, and an upper bound of L."""
+    """mu by x alone, mu by the way to xhat as well, the extreme Ritz values at x, and an upper bound of L."""
 
     near: Scalar
     mu: Scalar
+    smallest: Scalar
     largest: Scalar
     L: Scalar
 
@@ -67,4 +68,4 @@ def look(problem: AbstractProblem, theta: Vector, x: Vector, rho: Vector, seed: 
         near = mu = jnp.asarray(constants.mu, residual.dtype)
     if constants.L is not None:
         L = jnp.asarray(constants.L, residual.dtype)
-    return Look(near, mu, largest[0], L)
+    return Look(near, mu, smallest[0], largest[0], L)
