@@ -67,7 +67,7 @@ class FieldsOfExperts(AbstractProblem):
         self.fixed = {}
         for name, leaf in (fixed or {}).items():
             leaf = dense(f"the fixed {name}", leaf)
-            if np.issubdtype(leaf.dtype, np.complexfloating):
+            if leaf.dtype.kind not in "fiuV":  # V: bfloat16
                 raise TypeError(f"the fixed {name} are {leaf.dtype}: pass real numbers")
             leaf = self.fixed[name] = jnp.asarray(leaf, self.noisy.dtype)
             if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
@@ -152,7 +152,8 @@ class FieldsOfExperts(AbstractProblem):
         J2, M2, L2 = top(s["YY"]), 0 * radius, jnp.max(logs_constant(theta, a, power))
         if "filters" in theta:
             J2 = (k * jnp.sqrt(top(jnp.outer(w, w) * s["ss"])) + jnp.sqrt(J2 + peak(w**2 * s["rX"]))) ** 2
-            J2 += peak(a**2 * jnp.diag(s["ss"])) * ("weights" in theta) + peak(a**2 * s["tr"]) * ("smoothings" in theta)
+            J2 += peak(a**2 * jnp.diag(s["ss"])) if "weights" in theta else 0
+            J2 += peak(a**2 * s["tr"]) if "smoothings" in theta else 0
             N = jnp.sqrt(peak(w**2))
             M2 = (N * jnp.sqrt(top(s["QQ"])) + k * jnp.sqrt(w**2 @ s["u2"]) + jnp.sqrt(peak(w**2 * s["u3X"]))) ** 2
             L2 += (2 * k * N + C3 * jnp.sqrt(jnp.max(X2) * peak(w**2 * jnp.max(power, axis=1)))) ** 2
@@ -244,8 +245,8 @@ def transposed(d, B, shape, boundary):
 
 def logs_constant(theta, a, power):
     """L_J^2 of scale, weights and smoothings at every frequency."""
-    logs = ("weights" in theta) + ("smoothings" in theta)
-    return ("scale" in theta) * (a @ power) ** 2 + logs * (a**2 @ power**2)
+    scale, logs = int("scale" in theta), ("weights" in theta) + ("smoothings" in theta)
+    return scale * (a @ power) ** 2 + logs * (a**2 @ power**2)
 
 
 def measures(x, q, B, a, w, reach, leaves, boundary):

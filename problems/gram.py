@@ -100,7 +100,7 @@ def _slack(A):
 
 def _kernels(A, W):
     """A diag(1/W_c) A^T / n of every column W_c, (columns, n, n), with one scaled copy of A at a time."""
-    return lax.map(lambda column: _matmul(A / column, A.T) / len(A), W.T)
+    return lax.map(lambda row: _matmul(A / row, A.T) / len(A), W.T[:, None])
 
 
 def _solve(factor, r):

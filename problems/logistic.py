@@ -145,7 +145,7 @@ class LogisticRegression(AbstractProblem):
         shared = jnp.sum(self._spread(penalty), axis=1, keepdims=True)
         return lambda r: inverse(r) + jnp.sum(r, axis=1, keepdims=True) / shared
 
-    def accuracy(self, x: Weights, features: Float[Array, "m features"], labels: Int[Array, " m"]) -> Float[Array, ""]:
+    def accuracy(self, x: Weights, features: Float[Array, "m features"], labels: Int[Array, "..."]) -> Float[Array, ""]:
         """The share of `labels` that the largest score names, in [0, 1]. ValueError unless there is one a row."""
         if jnp.shape(labels) != jnp.shape(features)[:1]:
             raise ValueError(f"features {jnp.shape(features)} and labels {jnp.shape(labels)}: pass one label a row")
@@ -194,6 +194,6 @@ def _checked(name, features, labels):
     features = jnp.asarray(features)
     # the constants are made of squares, summed over the data
     limits, reach = jnp.finfo(features.dtype), float(jnp.maximum(jnp.max(features), -jnp.min(features)))
-    if reach and not float(limits.tiny) < reach**2 < float(limits.max) / features.size:
+    if reach and not float(limits.tiny) ** 0.5 < reach < (float(limits.max) / features.size) ** 0.5:
         raise ValueError(f"{name} features reach {reach:.1e}, whose squares {features.dtype} cannot hold: scale them")
     return features, labels
