@@ -58,10 +58,10 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
 def grouped(runs: dict[str, record.Run]) -> dict[str, list[dict[str, Any]]]:
     """The families whose names agree up to the colon, together."""
     groups: dict[str, list] = {}
-    for name, run in runs.items():
-        if name != "whole":
-            groups.setdefault(name.split(":")[0], []).append(run.end)
-    return dict(sorted(groups.items()))
+    for name in everything():
+        if name in runs:
+            groups.setdefault(name.split(":")[0], []).append(runs[name].end)
+    return groups
 
 
 def total(ends: list[dict[str, Any]], quantity: str, field: str) -> int:
