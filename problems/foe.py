@@ -21,7 +21,8 @@ from bilevel import AbstractProblem, Bounds, Constants, solve_lower
 from bilevel.inputs import finite
 from bilevel.lower import LowerSolution
 
-from .tv import C3, Images, Scalar, checked
+from .inputs import dense, images
+from .tv import C3, Images, Scalar
 
 Theta = PyTree[Float[Array, "..."]]
 Filters = Float[Array, "K s s"]
@@ -55,16 +56,20 @@ class FieldsOfExperts(AbstractProblem):
         fixed: Mapping[str, ArrayLike] | None = None,
         boundary: str = "valid",
     ):
-        self.noisy = checked("noisy", noisy, -9, 10)
-        self.clean = None if clean is None else checked("clean", clean, 0, 1)
+        self.noisy = images("noisy", noisy, -9, 10)
+        self.clean = None if clean is None else images("clean", clean, 0, 1)
         if self.clean is not None and self.clean.shape != self.noisy.shape:
             raise ValueError(f"clean is {self.clean.shape}, noisy {self.noisy.shape}: pass stacks of the same shape")
         if self.clean is not None and self.clean.dtype != self.noisy.dtype:
             raise TypeError(f"clean is {self.clean.dtype}, noisy {self.noisy.dtype}: pass noisy.astype(clean.dtype)")
         if boundary not in ("valid", "reflect"):
             raise ValueError(f'boundary must be "valid" or "reflect", not {boundary!r}')
-        self.fixed = {name: jnp.asarray(leaf, self.noisy.dtype) for name, leaf in (fixed or {}).items()}
-        for name, leaf in self.fixed.items():
+        self.fixed = {}
+        for name, leaf in (fixed or {}).items():
+            leaf = dense(f"the fixed {name}", leaf)
+            if np.issubdtype(leaf.dtype, np.complexfloating):
+                raise TypeError(f"the fixed {name} are {leaf.dtype}: pass real numbers")
+            leaf = self.fixed[name] = jnp.asarray(leaf, self.noisy.dtype)
             if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
                 raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
         traced = isinstance(self.noisy, jax.core.Tracer)

@@ -379,17 +379,16 @@ def test_the_default_tolerance_is_relative_to_the_first_bound():
 def test_max_cost_is_never_exceeded_and_the_last_accepted_point_returned(method):
     """For every budget, small to large: spent <= budget, and theta is where the free run was after as many steps."""
     problem = quadratic()
-    free, _ = run(problem, 3 * ONES, method, max_steps=8)
-    whole = bilevel.solve(problem, 3 * ONES, method, max_steps=7).cost
+    free, _ = run(problem, 3 * ONES, method, max_steps=8, tol=0.0)
+    whole = bilevel.solve(problem, 3 * ONES, method, max_steps=7, tol=0.0).cost
     seen = set()
     for budget in [*range(3, 40), *range(40, 200, 13), 333.5]:
-        solution = bilevel.solve(problem, 3 * ONES, method, max_cost=budget, max_steps=7)
+        solution = bilevel.solve(problem, 3 * ONES, method, max_cost=budget, max_steps=7, tol=0.0)
         assert solution.state.counts.cost <= budget
         steps = len(solution.history["cost"]) - 1
         seen.add(steps)
         np.testing.assert_array_equal(solution.theta, free[steps])
-        assert solution.result in (RESULTS.max_cost_reached, RESULTS.max_steps_reached)
-        assert (solution.result == RESULTS.max_cost_reached) == (budget < whole)
+        assert solution.result == (RESULTS.max_cost_reached if budget < whole else RESULTS.max_steps_reached)
         truth = problem.closed_form(solution.theta)
         assert abs(solution.value - truth.value) <= solution.value_error
         assert not math.isnan(solution.gradient_norm) or solution.gradient_error == math.inf

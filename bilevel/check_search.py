@@ -1,0 +1,220 @@
+"""Where to look for a contradiction: along lines, bisecting; and up the third derivatives, by power iterations.
+
+On a line y + t v everything is a function of one number: slope = <grad h, v>, bend = <v, H v>. Over an interval with
+the midpoint m,
+
+    slope(b) - slope(a) = (b - a) (bend(a) + 4 bend(m) + bend(b)) / 6 + defect
+
+The defect falls with the fifth power of b - a where h is smooth, with the first where bend jumps, and not at all where
+slope does, at a kink: intervals are halved where it is largest, by itself, over b - a and over (b - a)^2.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .check_probe import Probe, Seen, norms, unit
+
+HALVINGS = 60  # from the longest interval to the resolution of float64
+
+
+class Found(NamedTuple):
+    """What was found at y: `amount` where `allowed` was the most, over `length`."""
+
+    y: np.ndarray
+    amount: float
+    length: float
+
+
+class Lines:
+    """The lines y + t v through the solution, refined on construction.
+
+    `cells` (cells, 3, 4): line, t, slope and bend at both ends of an interval and between them.
+    """
+
+    def __init__(self, probe: Probe, directions: np.ndarray, ratio: float, reach: float, width: int, jumps: bool):
+        self.probe, self.v = probe, directions
+        self.per_t = norms(probe.root * directions)  # the distance in x that t makes
+        self.widest = np.max(np.abs(directions), axis=1)
+        # no round numbers: a midpoint shall not hit a kink that lies at one
+        ends = np.pi / 3 * np.geomspace(1e-6, reach, round(np.log(reach / 1e-6) / np.log(ratio)))
+        ends = np.concatenate([-ends[::-1], [0.0], ends]) * probe.scale
+        steps = np.stack([ends[:-1], (ends[:-1] + ends[1:]) / 2, ends[1:]], axis=1)
+        line = np.repeat(np.arange(len(directions)), len(steps))
+        self.cells = self._measure(line[:, None], np.tile(steps, (len(directions), 1)) / self.per_t[line][:, None])
+        for _ in range(HALVINGS):
+            length = self.cells[:, 2, 1] - self.cells[:, 0, 1]
+            rise = self.cells[:, 2, 2] - self.cells[:, 0, 2]
+            defect = np.abs(rise - length * (self.cells[:, :, 3] @ [1, 4, 1]) / 6)
+            scores = np.stack([defect, defect / length, -rise / length] + [defect / length**2] * jumps)
+            closed = (length < 2 * self.resolution(self.cells[:, 1])) | ~np.isfinite(self.cells).all(axis=(1, 2))
+            scores[:, closed] = -np.inf
+            pick = np.unique(np.argsort(-scores, axis=1)[:, :width])
+            pick = pick[~closed[pick]]
+            if not pick.size:
+                break
+            self._halve(pick)
+
+    def _halve(self, pick):
+        old = self.cells[pick]
+        quarters = (old[:, :2, 1] + old[:, 1:, 1]) / 2
+        new = self._measure(old[:, :2, 0], quarters)
+        halves = [np.stack([old[:, k], new[:, k], old[:, k + 1]], axis=1) for k in (0, 1)]
+        self.cells = np.concatenate([np.delete(self.cells, pick, axis=0), *halves])
+
+    def _measure(self, line, t):
+        line, t = np.broadcast_arrays(line.astype(int), t)
+        v = self.v[line.ravel()]
+        y = (self.probe.y + t.reshape(-1, 1) * v).astype(self.probe.dtype)
+        seen = self.probe(y, v)
+        t = np.sum((y - self.probe.y) * v, axis=1)  # as rounded
+        nodes = np.stack([line.ravel(), t, np.sum(seen.rho * v, axis=1), np.sum(seen.Hv * v, axis=1)], axis=1)
+        return nodes.reshape(*line.shape, 4)
+
+    def neighbours(self):
+        """Nodes a and b without another between them, where all is finite, and their distance."""
+        pairs = np.concatenate([self.cells[:, :2], self.cells[:, 1:]])
+        pairs = pairs[np.isfinite(pairs).all(axis=(1, 2))]
+        return pairs[:, 0], pairs[:, 1], pairs[:, 1, 1] - pairs[:, 0, 1]
+
+    def resolution(self, nodes):
+        """64 spacings of the numbers that y is made of."""
+        size = (1 + np.max(np.abs(self.probe.y))) / self.widest[nodes[:, 0].astype(int)]
+        return 64 * self.probe.eps * (size + np.abs(nodes[:, 1]))
+
+    def at(self, nodes):
+        return self.probe.y + nodes[:, 1:2] * self.v[nodes[:, 0].astype(int)]
+
+    def flattest(self) -> np.ndarray:
+        """On every line, the point that curves least."""
+        nodes = self.cells.reshape(-1, 4)
+        nodes = nodes[np.isfinite(nodes).all(axis=1)]
+        nodes = nodes[np.lexsort((nodes[:, 3], nodes[:, 0]))]
+        return self.at(nodes[np.unique(nodes[:, 0], return_index=True)[1]])
+
+    def kink(self, L: float) -> Found | None:
+        """Where the gradient changes by far more than it curves on either side, as finely as can be resolved."""
+        a, b, length = self.neighbours()
+        bent = 10 * length * np.maximum(np.maximum(np.abs(a[:, 3]), np.abs(b[:, 3])), L)
+        noise = 16 * self.probe.eps * (np.abs(a[:, 2]) + np.abs(b[:, 2]) + L * self._size(a))
+        fine = length <= 4 * self.resolution(a)
+        return self._confirmed(a, b, length, np.where(fine, bent + noise, np.inf), column=2)
+
+    def jump(self, L: float, L_hessian: float) -> Found | None:
+        """Where bend changes by more than L_hessian allows."""
+        a, b, length = self.neighbours()
+        noise = 16 * self.probe.eps * (np.abs(a[:, 3]) + np.abs(b[:, 3]) + L)
+        allowed = (1 + 1e-6) * L_hessian * (length + 4 * self.probe.eps * self._size(a))
+        return self._confirmed(a, b, length, allowed + noise, column=3)
+
+    def _size(self, nodes):
+        return norms(self.probe.y) + np.abs(nodes[:, 1])
+
+    def _confirmed(self, a, b, length, allowed, column):
+        """The largest change above what is allowed, if it is above the rounding that is measured at both ends too."""
+        change = np.abs(b[:, column] - a[:, column])
+        for k in np.argsort(allowed - change)[:4]:
+            if not change[k] > allowed[k]:
+                return None
+            ends, v = self.at(np.stack([a[k], b[k]])), self.v[int(a[k, 0])]
+            if confirmed(self.probe, ends, v, "rho" if column == 2 else "Hv", allowed[k], v[:, None]):
+                return Found(ends.mean(axis=0), change[k], length[k])
+        return None
+
+
+def confirmed(probe: Probe, ends: np.ndarray, v: np.ndarray, field: str, allowed: float, onto=None) -> bool:
+    """Whether the change of a field between two points is more than `allowed`, whichever way both are rounded."""
+    fields = getattr(probe.jitter(ends, v), field)
+    changes = fields[:, 1] - fields[:, 0] if onto is None else (fields[:, 1] - fields[:, 0]) @ onto
+    return bool(norms(np.mean(changes, axis=0)) - 4 * norms(np.std(changes, axis=0)) > allowed)
+
+
+class Change(NamedTuple):
+    """`amount`, the norm of what a field along v changes by between `ends`, is to be at most `name` times `length`;
+    `size` is the norm of the field itself. J alone is no change, but the field at one end."""
+
+    name: str
+    ends: np.ndarray
+    v: np.ndarray
+    field: str
+    amount: float
+    length: float
+    size: float
+
+
+def climb(probe: Probe, points: np.ndarray, lengths: tuple[float, ...], starts: int, steps: int) -> list[Change]:
+    """Power iterations up the third derivatives, from `starts` random directions at every point.
+
+        v <- (H(y + t v) - H(y - t v)) v,      w <- (J(y + t c) - J(y - t c))^T c,   c <- (J(y + t c) - J(y - t c)) w
+        p <- (H(y + t p) - H(y - t p)) q,      z <- J^T a,   a <- J z
+
+    normalised, with every t in `lengths` in units of 1 + ||y||, and q random. The differences at the end, whatever t
+    is, are what Lipschitz constants bound.
+    """
+    y = np.repeat(points, starts * len(lengths), axis=0)
+    rng = np.random.default_rng(probe.seed)
+    t = np.tile(lengths, len(y) // len(lengths))[:, None] * (1 + norms(y))[:, None]
+    v, c, a, p, q = (unit(rng.standard_normal(y.shape)) for _ in range(5))
+    w, z = (unit(rng.standard_normal((len(y), probe.d))) for _ in range(2))
+
+    def measure(count):
+        where = [y + t * v, y - t * v, y + t * c, y - t * c, y + t * p, y - t * p, y, y, y, y][:count]
+        rows = where, [v, v, c, c, q, q, a, v, c, q][:count], ([w] * 6 + [z] * 4)[:count]
+        seen = probe(*(np.concatenate(part) for part in rows))
+        return where, [Seen(*(field[k * len(y) : (k + 1) * len(y)] for field in seen)) for k in range(count)]
+
+    for _ in range(steps):
+        _, (v1, v2, c1, c2, p1, p2, here) = measure(7)
+        v, p = unit(v1.Hv - v2.Hv, v), unit(p1.Hv - p2.Hv, p)
+        c, w = unit(c1.Jw - c2.Jw, c), unit(c1.Jtv - c2.Jtv, w)
+        a, z = unit(here.Jw, a), unit(here.Jtv, z)
+    where, seen = measure(10)
+    found = []
+    for name, field, along, one, two in (
+        ("L_hessian", "Hv", v, 0, 1), ("L_cross", "Jtv", c, 2, 3), ("M_H", "Hv", v, 0, 7), ("M_H", "Hv", q, 4, 9),
+        ("M_J", "Jtv", c, 2, 8), ("M_J", "Jtv", q, 4, 9), ("L_J", "Jtv", c, 2, 8), ("J", "Jtv", a, 6, None),
+    ):  # fmt: skip
+        for k in range(len(y)):
+            values = [np.zeros(1) if at is None else getattr(seen[at], field)[k] for at in (one, two)]
+            ends = np.stack([where[one][k], where[one if two is None else two][k]]).astype(probe.dtype)
+            length = 1.0 if two is None else float(norms(ends[1].astype(float) - ends[0]))
+            amount, size = float(norms(values[0] - values[1])), float(norms(values[0]) + norms(values[1]))
+            found.append(Change(name, ends, along[k], field, amount, length, size))
+    return found
+
+
+class Mismatch(NamedTuple):
+    """How far a derivative is from a central difference: `fine`, with a tenth of the step of `coarse`; `size` is the
+    derivative's, `noise` what rounding may do."""
+
+    name: str
+    y: np.ndarray
+    coarse: float
+    fine: float
+    size: float
+    noise: float
+
+
+def mismatches(probe: Probe, points: np.ndarray) -> list[Mismatch]:
+    """grad h against h, and H against grad h, along a random direction at every point.
+
+    Two steps, because what a central difference misses of a smooth function shrinks with the step.
+    """
+    v = unit(np.random.default_rng(probe.seed).standard_normal(points.shape))
+    here, near = probe(points, v), probe.jitter(points, v)
+    size = probe.eps ** (1 / 3) * (1 + norms(points))
+    slope, curve = np.sum(here.rho * v, axis=1), norms(here.Hv)
+    h_noise = 8 * (np.std(near.h, axis=0) + probe.eps * np.abs(here.h))
+    rho_noise = norms(np.std(near.rho, axis=0)) + probe.eps * (curve * norms(points) + norms(here.rho))
+    misses = []
+    for t in (size, size / 10):
+        ends = [(points + sign * t[:, None] * v).astype(probe.dtype) for sign in (1, -1)]
+        length = norms(ends[0].astype(float) - ends[1])
+        ahead, behind = (probe(y) for y in ends)
+        misses.append(np.abs((ahead.h - behind.h) / length - slope))
+        misses.append(norms((ahead.rho - behind.rho) / length[:, None] - here.Hv))
+    of_h, of_rho, of_h_fine, of_rho_fine = misses
+    rows = zip(points, of_h, of_h_fine, np.abs(slope) + size * curve, 10 * h_noise / size, strict=True)
+    out = [Mismatch("gradient", *row) for row in rows]
+    rows = zip(points, of_rho, of_rho_fine, curve, 80 * rho_noise / size, strict=True)
+    return out + [Mismatch("second derivative", *row) for row in rows]
