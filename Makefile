@@ -19,7 +19,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
 endif
 
-.PHONY: help demo demo-figure test test-full lint bench bench-full reproduce networks responses $(EXPERIMENTS) $(NETWORKS) clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses $(EXPERIMENTS) $(NETWORKS) clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -51,6 +51,9 @@ test-full: $(READY)  ## the same and the long checks, marked `full`
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+attack: $(READY)  ## the certificates against references in 80-bit floats: 29 000 draws, a quarter of an hour; SMOKE=1: a few
+	$(BIN)/python experiments/attack.py $(MODE)
 
 bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds to target, methods x problems, in minutes
 	$(BIN)/python experiments/bench_kernels.py

@@ -10,7 +10,6 @@ in attack_families.py. A violation ends the program with an error, after its tab
 import concurrent.futures
 import multiprocessing
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ def attack_named(name: str, count: int) -> dict[str, Any]:
 
 
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
-    """Every family that is not in the log, on all cores; a line each, and one for the whole."""
-    families, started = everything(), time.perf_counter()
+    """Every family that is not in the log, on all cores."""
+    families = everything()
     left = [name for k, name in enumerate(families) if name not in log.finished() and (not smoke or k % 12 == 0)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with concurrent.futures.ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
@@ -47,21 +46,19 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
         running = {pool.submit(attack_named, name, counts[name]): name for name in left}
         for k, future in enumerate(concurrent.futures.as_completed(running)):
             name, found = running[future], future.result()
-            log.write("config", name, dtype=families[name].dtype.__name__)
+            log.write("config", name, dtype=families[name].dtype.__name__, **record.environment())
             log.write("end", name, **found)
             wrong = sum(q["violations"] for q in found["quantities"].values())
             print(f"{k + 1}/{len(left)} {name}: {found['draws']} draws, {wrong} violations", flush=True)
-    log.write("config", "whole", edges=EDGES, **record.environment())
-    log.write("end", "whole", seconds=round(time.perf_counter() - started, 1))
 
 
 def grouped(runs: dict[str, record.Run]) -> dict[str, list[dict[str, Any]]]:
     """The families whose names agree up to the colon, together."""
     groups: dict[str, list] = {}
-    for name, run in runs.items():
-        if name != "whole":
-            groups.setdefault(name.split(":")[0], []).append(run.end)
-    return dict(sorted(groups.items()))
+    for name in everything():
+        if name in runs:
+            groups.setdefault(name.split(":")[0], []).append(runs[name].end)
+    return groups
 
 
 def total(ends: list[dict[str, Any]], quantity: str, field: str) -> int:

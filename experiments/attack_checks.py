@@ -35,8 +35,7 @@ SEED, CHUNK = 0, 50
 QUANTITIES = ("x", "value", "gradient", "corrected", "rise", "converged")
 OPEN = 1e30  # a tolerance that every gradient meets
 EDGES = np.arange(-4, 12.01, 0.5)  # of the histograms of log10(bound / true); what lies beyond is in the last bins
-BROKEN = ("not_strongly_convex", "not_convex", "non_finite")  # there is no certificate, and the result says so
-NONE = [getattr(RESULTS, name) for name in BROKEN if hasattr(RESULTS, name)]
+NONE = (RESULTS.not_strongly_convex, RESULTS.not_convex, RESULTS.non_finite)  # the result: there is no certificate
 
 
 class Points(NamedTuple):

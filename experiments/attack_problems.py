@@ -20,11 +20,6 @@ from bilevel import AbstractProblem, Bounds, Constants
 UP = 1 + 1e-5  # norms are moved up by more than float32's rounding of them
 
 
-def declare(**known):
-    """`Constants`, of what this version of it has a place for."""
-    return Constants(**{name: value for name, value in known.items() if name in Constants.__dataclass_fields__})
-
-
 class Scaled(AbstractProblem):
     """a h and b g: mu, L, L_H, L_J and the roundings of h grow by a, L_g and the rounding of g by b."""
 
@@ -101,7 +96,7 @@ class LeastSquares(AbstractProblem):
             mu=self.mu, L=A2**2, L_upper=A1**2, L_upper_theta=0.0, L_hessian=0.0, L_cross=0.0, convex_upper=True,
             rounding=A2 * (A3 * jnp.linalg.norm(theta) + jnp.linalg.norm(self.b2)), rounding_cross=A2 * A3,
         )  # fmt: skip
-        return declare(**{name: value for name, value in known.items() if name not in self.silent})
+        return Constants(**{name: value for name, value in known.items() if name not in self.silent})
 
     def bounds(self, x, theta, q, radius):
         return Bounds(J=None if "J" in self.silent else self.norm_J, M_H=0.0, M_J=0.0, L_J=0.0)
@@ -186,7 +181,7 @@ class Regression(AbstractProblem):
             metric=None if self.metric is None else W,
             convex_upper=True,
         )
-        return declare(**{name: value for name, value in known.items() if name not in self.silent})
+        return Constants(**{name: value for name, value in known.items() if name not in self.silent})
 
     def bounds(self, x, theta, q, radius):
         usual = super().bounds(x, theta, q, radius)
