@@ -9,7 +9,7 @@ EXPERIMENTS := quadratic crossover tv tv_starts foe mnist one peers
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
-.PHONY: help demo test lint bench bench-full reproduce networks responses $(EXPERIMENTS) $(NETWORKS) clean
+.PHONY: help demo test lint bench bench-full reproduce networks responses front-door $(EXPERIMENTS) $(NETWORKS) clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -48,6 +48,9 @@ bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default'
 reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
+
+front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
+	$(BIN)/python experiments/front_door.py $(MODE)
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python experiments/responses.py $(MODE)

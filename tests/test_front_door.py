@@ -66,7 +66,7 @@ def test_the_default_is_as_good_as_scipy_or_says_that_it_is_not_there(name):
 
 
 @pytest.mark.parametrize("method", long(METHODS, ["maid", "hoag", "fixed 0.001", "fixed 1e-06"]))
-@pytest.mark.parametrize("name", long(["wine, scaled, 1", "ridge from 3", "TV from (-3, -3)"], SHORT[-1:]))
+@pytest.mark.parametrize("name", long(["wine, scaled, 1", "ridge from 3", "TV from (-3, -3)"], ["wine, scaled, 1"]))
 def test_every_method_means_the_same_by_converged(name, method):
     """Steepest descent at a fixed accuracy may never get there; MAID does, on all three."""
     ended = run(CASES[name], METHODS[method], max_cost=20_000)
