@@ -19,7 +19,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
 endif
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses $(EXPERIMENTS) $(NETWORKS) clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door $(EXPERIMENTS) $(NETWORKS) clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -67,6 +67,9 @@ bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default'
 reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
+
+front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
+	$(BIN)/python experiments/front_door.py $(MODE)
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python experiments/responses.py $(MODE)
