@@ -11,19 +11,21 @@ slope does, at a kink: intervals are halved where it is largest, by itself, over
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from .check_probe import Probe, Seen, norms, unit
+from .check_probe import Probe, norms, unit
 
 HALVINGS = 60  # from the longest interval to the resolution of float64
 
 
 class Found(NamedTuple):
-    """What was found at y: `amount` where `allowed` was the most, over `length`."""
+    """What was found at y: slope or bend changes by `amount` within `length`; `sharp`: which cannot be resolved."""
 
     y: np.ndarray
     amount: float
     length: float
+    sharp: bool
 
 
 class Lines:
@@ -32,16 +34,18 @@ class Lines:
     `cells` (cells, 3, 4): line, t, slope and bend at both ends of an interval and between them.
     """
 
-    def __init__(self, probe: Probe, directions: np.ndarray, ratio: float, reach: float, width: int, jumps: bool):
+    def __init__(self, probe: Probe, directions: np.ndarray, reach: float, jumps: bool):
         self.probe, self.v = probe, directions
         self.per_t = norms(probe.root * directions)  # the distance in x that t makes
         self.widest = np.max(np.abs(directions), axis=1)
         # no round numbers: a midpoint shall not hit a kink that lies at one
-        ends = np.pi / 3 * np.geomspace(1e-6, reach, round(np.log(reach / 1e-6) / np.log(ratio)))
-        ends = np.concatenate([-ends[::-1], [0.0], ends]) * probe.scale
-        steps = np.stack([ends[:-1], (ends[:-1] + ends[1:]) / 2, ends[1:]], axis=1)
-        line = np.repeat(np.arange(len(directions)), len(steps))
-        self.cells = self._measure(line[:, None], np.tile(steps, (len(directions), 1)) / self.per_t[line][:, None])
+        steps = np.pi / 3 * np.geomspace(1e-6, reach, 46 if probe.dense else 10)
+        steps = np.concatenate([-steps[::-1], [0.0], steps]) * probe.scale
+        steps = np.insert((steps[:-1] + steps[1:]) / 2, np.arange(len(steps)), steps)
+        line = np.arange(len(directions))[:, None]
+        nodes = self._measure(line, steps / self.per_t[:, None])
+        cells = np.stack([nodes[:, :-2:2], nodes[:, 1::2], nodes[:, 2::2]], axis=2)
+        self.cells = cells.reshape(-1, 3, 4)
         for _ in range(HALVINGS):
             length = self.cells[:, 2, 1] - self.cells[:, 0, 1]
             rise = self.cells[:, 2, 2] - self.cells[:, 0, 2]
@@ -49,7 +53,7 @@ class Lines:
             scores = np.stack([defect, defect / length, -rise / length] + [defect / length**2] * jumps)
             closed = (length < 2 * self.resolution(self.cells[:, 1])) | ~np.isfinite(self.cells).all(axis=(1, 2))
             scores[:, closed] = -np.inf
-            pick = np.unique(np.argsort(-scores, axis=1)[:, :width])
+            pick = np.unique(np.argsort(-scores, axis=1)[:, : probe.effort])
             pick = pick[~closed[pick]]
             if not pick.size:
                 break
@@ -64,12 +68,15 @@ class Lines:
 
     def _measure(self, line, t):
         line, t = np.broadcast_arrays(line.astype(int), t)
-        v = self.v[line.ravel()]
-        y = (self.probe.y + t.reshape(-1, 1) * v).astype(self.probe.dtype)
-        seen = self.probe(y, v)
-        t = np.sum((y - self.probe.y) * v, axis=1)  # as rounded
-        nodes = np.stack([line.ravel(), t, np.sum(seen.rho * v, axis=1), np.sum(seen.Hv * v, axis=1)], axis=1)
-        return nodes.reshape(*line.shape, 4)
+        nodes = np.empty((t.size, 4))
+        for k in range(0, t.size, self.probe.rows):
+            part = slice(k, k + self.probe.rows)
+            v = self.v[line.ravel()[part]]
+            y = (self.probe.y + t.reshape(-1, 1)[part] * v).astype(self.probe.dtype)
+            seen = self.probe(y, v, fields=("rho", "Hv"))
+            columns = line.ravel()[part], *(np.sum(rows * v, axis=1) for rows in (y - self.probe.y, seen.rho, seen.Hv))
+            nodes[part] = np.stack(columns, axis=1)  # t as rounded
+        return nodes.reshape(*t.shape, 4)
 
     def neighbours(self):
         """Nodes a and b without another between them, where all is finite, and their distance."""
@@ -86,24 +93,28 @@ class Lines:
         return self.probe.y + nodes[:, 1:2] * self.v[nodes[:, 0].astype(int)]
 
     def flattest(self) -> np.ndarray:
-        """On every line, the point that curves least."""
+        """On every line the point that curves least, the least first."""
         nodes = self.cells.reshape(-1, 4)
         nodes = nodes[np.isfinite(nodes).all(axis=1)]
         nodes = nodes[np.lexsort((nodes[:, 3], nodes[:, 0]))]
-        return self.at(nodes[np.unique(nodes[:, 0], return_index=True)[1]])
+        nodes = nodes[np.unique(nodes[:, 0], return_index=True)[1]]
+        return self.at(nodes[np.argsort(nodes[:, 3])])
 
     def kink(self, L: float) -> Found | None:
-        """Where the gradient changes by far more than it curves on either side, as finely as can be resolved."""
+        """Where slope changes by far more than it bends on either side, and than L allows, as finely as can be
+        resolved."""
         a, b, length = self.neighbours()
-        bent = 10 * length * np.maximum(np.maximum(np.abs(a[:, 3]), np.abs(b[:, 3])), L)
-        noise = 16 * self.probe.eps * (np.abs(a[:, 2]) + np.abs(b[:, 2]) + L * self._size(a))
+        bend = np.maximum(np.abs(a[:, 3]), np.abs(b[:, 3]))
+        noise = 8 * self.probe.eps * (np.abs(a[:, 2]) + np.abs(b[:, 2]) + bend * self._size(a))
         fine = length <= 4 * self.resolution(a)
-        return self._confirmed(a, b, length, np.where(fine, bent + noise, np.inf), column=2)
+        return self._confirmed(
+            a, b, length, np.where(fine, length * np.maximum(10 * bend, L) + noise, np.inf), column=2
+        )
 
-    def jump(self, L: float, L_hessian: float) -> Found | None:
+    def jump(self, L_hessian: float) -> Found | None:
         """Where bend changes by more than L_hessian allows."""
         a, b, length = self.neighbours()
-        noise = 16 * self.probe.eps * (np.abs(a[:, 3]) + np.abs(b[:, 3]) + L)
+        noise = 8 * self.probe.eps * (np.abs(a[:, 3]) + np.abs(b[:, 3]))
         allowed = (1 + 1e-6) * L_hessian * (length + 4 * self.probe.eps * self._size(a))
         return self._confirmed(a, b, length, allowed + noise, column=3)
 
@@ -118,13 +129,13 @@ class Lines:
                 return None
             ends, v = self.at(np.stack([a[k], b[k]])), self.v[int(a[k, 0])]
             if confirmed(self.probe, ends, v, "rho" if column == 2 else "Hv", allowed[k], v[:, None]):
-                return Found(ends.mean(axis=0), change[k], length[k])
+                return Found(ends.mean(axis=0), change[k], length[k], length[k] <= 4 * self.resolution(a[k : k + 1])[0])
         return None
 
 
 def confirmed(probe: Probe, ends: np.ndarray, v: np.ndarray, field: str, allowed: float, onto=None) -> bool:
     """Whether the change of a field between two points is more than `allowed`, whichever way both are rounded."""
-    fields = getattr(probe.jitter(ends, v), field)
+    fields = getattr(probe.jitter(ends, v, (field,)), field)
     changes = fields[:, 1] - fields[:, 0] if onto is None else (fields[:, 1] - fields[:, 0]) @ onto
     return bool(norms(np.mean(changes, axis=0)) - 4 * norms(np.std(changes, axis=0)) > allowed)
 
@@ -142,15 +153,16 @@ class Change(NamedTuple):
     size: float
 
 
-def climb(probe: Probe, points: np.ndarray, lengths: tuple[float, ...], starts: int, steps: int) -> list[Change]:
-    """Power iterations up the third derivatives, from `starts` random directions at every point.
+def climb(probe: Probe, points: np.ndarray) -> list[Change]:
+    """Power iterations up the third derivatives, from random directions at every point.
 
         v <- (H(y + t v) - H(y - t v)) v,      w <- (J(y + t c) - J(y - t c))^T c,   c <- (J(y + t c) - J(y - t c)) w
         p <- (H(y + t p) - H(y - t p)) q,      z <- J^T a,   a <- J z
 
-    normalised, with every t in `lengths` in units of 1 + ||y||, and q random. The differences at the end, whatever t
-    is, are what Lipschitz constants bound.
+    normalised, with q random and t two lengths in units of 1 + ||y||. The differences at the end, whatever t is, are
+    what Lipschitz constants bound.
     """
+    lengths, starts, steps = (1e-1, 1e-3), 1 + probe.effort // 6, 7 + 2 * probe.effort // 3
     y = np.repeat(points, starts * len(lengths), axis=0)
     rng = np.random.default_rng(probe.seed)
     t = np.tile(lengths, len(y) // len(lengths))[:, None] * (1 + norms(y))[:, None]
@@ -160,8 +172,8 @@ def climb(probe: Probe, points: np.ndarray, lengths: tuple[float, ...], starts: 
     def measure(count):
         where = [y + t * v, y - t * v, y + t * c, y - t * c, y + t * p, y - t * p, y, y, y, y][:count]
         rows = where, [v, v, c, c, q, q, a, v, c, q][:count], ([w] * 6 + [z] * 4)[:count]
-        seen = probe(*(np.concatenate(part) for part in rows))
-        return where, [Seen(*(field[k * len(y) : (k + 1) * len(y)] for field in seen)) for k in range(count)]
+        seen = probe(*(np.concatenate(part) for part in rows), fields=("Hv", "Jtv", "Jw"))
+        return where, [jax.tree.map(lambda field: field[k * len(y) : (k + 1) * len(y)], seen) for k in range(count)]  # noqa: B023
 
     for _ in range(steps):
         _, (v1, v2, c1, c2, p1, p2, here) = measure(7)
@@ -201,7 +213,8 @@ def mismatches(probe: Probe, points: np.ndarray) -> list[Mismatch]:
     Two steps, because what a central difference misses of a smooth function shrinks with the step.
     """
     v = unit(np.random.default_rng(probe.seed).standard_normal(points.shape))
-    here, near = probe(points, v), probe.jitter(points, v)
+    fields = ("h", "rho", "Hv")
+    here, near = probe(points, v, fields=fields), probe.jitter(points, v, fields)
     size = probe.eps ** (1 / 3) * (1 + norms(points))
     slope, curve = np.sum(here.rho * v, axis=1), norms(here.Hv)
     h_noise = 8 * (np.std(near.h, axis=0) + probe.eps * np.abs(here.h))
@@ -210,7 +223,7 @@ def mismatches(probe: Probe, points: np.ndarray) -> list[Mismatch]:
     for t in (size, size / 10):
         ends = [(points + sign * t[:, None] * v).astype(probe.dtype) for sign in (1, -1)]
         length = norms(ends[0].astype(float) - ends[1])
-        ahead, behind = (probe(y) for y in ends)
+        ahead, behind = (probe(y, v, fields=fields) for y in ends)
         misses.append(np.abs((ahead.h - behind.h) / length - slope))
         misses.append(norms((ahead.rho - behind.rho) / length[:, None] - here.Hv))
     of_h, of_rho, of_h_fine, of_rho_fine = misses
