@@ -124,8 +124,10 @@ class QuasiNewton(AbstractMethod):
                     C = 0.5
                     run.forget()
         except Stop as stop:
-            # within the default tolerance, and no step can be taken to look once more
-            result = RESULTS.converged if run.within and stop.result == RESULTS.accuracy_floor else stop.result
+            result = stop.result
+            if result == RESULTS.accuracy_floor and run.kept < math.inf:
+                # within the tolerance by B, and rounding hides whatever the flattest direction may leave
+                result, run.decrease = RESULTS.converged, run.kept
         return run.finish(accepted, result)
 
 
@@ -140,6 +142,7 @@ class _Step:
         self.gradient: Hypergradient | None = None
         self.norm, self.omega, self.delta, self.certificate = math.nan, math.inf, math.inf, "none"
         self.by_default, self.whole, self.decrease = tol is None, math.nan, math.nan
+        self.promised = self.kept = math.inf
         self.lower_floor = self.adjoint_floor = self.judged = self.turned = self.sharpened = self.within = False
         self.known, self.alpha = state.known, math.nan
 
@@ -208,7 +211,9 @@ class _Step:
         if not self.by_default or self.norm + self.omega == 0:
             return True
         self.direction()
-        self.within = self.decrease <= DEFAULT_TOLERANCE * abs(float(self.point.value))
+        enough = DEFAULT_TOLERANCE * abs(float(self.point.value))
+        self.within = self.decrease <= enough
+        self.kept = min(self.kept, self.promised if self.promised <= enough else math.inf)
         return self.within and self.memory.quiet
 
     def sharpen(self, most: float) -> bool:
@@ -243,7 +248,8 @@ class _Step:
             # no curvature seen: the step was too short for it, or f is concave along it
             self.memory = memory._replace(grow=1.0 if learnt else 2 * memory.grow)
         # what B promises, or as if all of z lay along the flattest direction seen: B knows little of those it has not
-        self.turned, self.decrease = True, max(-slope, flattest) / 2 if used else math.inf if size > 0 else 0.0
+        self.promised = -slope / 2 if used else math.inf if size > 0 else 0.0
+        self.turned, self.decrease = True, max(self.promised, flattest / 2)
         self.memory = self.memory._replace(pairs=pairs, last=(theta, z, self.omega))
         length = memory.length
         if not size > 0:

@@ -154,6 +154,8 @@ def solve(
 def _detail(result: RESULTS, info: Info, tol: float, by_default: bool) -> str:
     """What was shown of the last theta, beside the name of the result."""
     most = info.gradient_norm + info.gradient_error
+    if result == RESULTS.converged and most == 0:
+        return "The gradient is zero, and nothing is uncertain about it."
     if result == RESULTS.converged:
         source = ", a thousandth of its norm at theta0" if by_default else ""
         promised = "" if math.isnan(info.decrease) else (
