@@ -59,8 +59,8 @@ class Residuals(Value):
 
 
 class Gradient:
-    """f and grad f as `bilevel.hypergradient` has them, at one fixed accuracy and warm-started. An optimiser from elsewhere
-    looks at no bound, so none is paid for beyond the first."""
+    """f and grad f as `bilevel.hypergradient` has them, at one fixed accuracy and warm-started. An optimiser from
+    elsewhere looks at no bound, so none is paid for beyond the first."""
 
     def __init__(self, problem: bilevel.AbstractProblem, eps: float, solver: Any = DEFAULT):
         self.problem, self.eps, self.solver, self.warm = problem, eps, solver, {}
