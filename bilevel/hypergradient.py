@@ -22,7 +22,7 @@ from .estimates import DIRECTIONS, ball_directions, cross_norm, cross_norm_cost,
 from .krylov import conjugate_gradients
 from .local_curvature import local_curvature
 from .lower import AbstractLowerSolver, LowerSolution, descend, preconditioner
-from .norms import dual_norm, norm
+from .norms import dual_norm, metric_norm, norm
 from .problem import (
     AbstractProblem,
     Bounds,
@@ -246,7 +246,7 @@ def differentiate(
     )
     omega = inequalities.hypergradient_error(eps, beta, amplified, known.M_J, L_upper_theta)
     cancelled = 0.0 if constants.rounding_cross is None else constants.rounding_cross
-    omega += inequalities.rounding(known.J + cancelled, norm_q, norm(g_theta), u)
+    omega += inequalities.rounding(known.J + cancelled, metric_norm(q, constants.metric), norm(g_theta), u)
 
     result = RESULTS.where(achieved <= delta * (1 + 1e-6), RESULTS.converged, RESULTS.accuracy_floor)
     capped = (achieved > delta) & (solution.products >= max_cost - overhead)

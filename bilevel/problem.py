@@ -32,7 +32,7 @@ class Constants(eqx.Module):
       beside H x, such as A^T b; left out unless such terms are larger than L ||x|| and cancel.
     - `rounding_upper`: g is computed to u (sqrt(size of x) |g| + rounding_upper). Left out, it is measured: twice the
       sum of |v dg/dv| over all numbers v that g reads, what an error of u in each of them would do.
-    - `rounding_cross`: J^T q is computed to u (||J|| + rounding_cross) ||q||. The size of what J adds up and cancels.
+    - `rounding_cross`: J^T q is computed to u (||J|| + rounding_cross) ||q||_W. The size of what J adds up and cancels.
     - `concordance`: S with e^{-S r} H(x) <= H(y) <= e^{S r} H(x) for ||y - x|| = r, in the order of symmetric matrices:
       H changes by factors, where `L_hessian` is about differences (generalised self-concordance).
     - `convex_upper`: g is convex in x, which sharpens the lower end of the value interval.

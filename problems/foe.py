@@ -111,10 +111,19 @@ class FieldsOfExperts(AbstractProblem):
         # L_H: |D^3 S[z, z, z]| <= c3 sum_i a_i max|B_i z| ||B_i z||^2; a symmetric form has its norm on the diagonal.
         # L_J: the derivative along z of J (u_0, u, v) is sum_i a_i B_i^T (d_i B_i z), d_i = (u_0 + u_i) phi'' + v_i e,
         # e the slope of -t phi''. With r = 1/phi: phi'' = r^3, e = r^3 (2 - 3 r^2), |d_i| <= |u_0| + |u_i| + |v_i|.
-        B, a, _ = self.scaled(theta)
+        # rounding_cross: filters of zero mean cancel twice, in t_i = B_i x and in B_i^T d; ||B_i|| <= k ||b_i||,
+        # |phi'| <= min(1, |t|), phi'' <= 1 and ||xhat|| <= ||y||.
+        B, a, w = self.scaled(theta)
         power, copies = self.spectrum(B)
         one = jnp.ones_like(a[0])
+        k, length = B.shape[1] * copies**0.5, jnp.linalg.norm(B, axis=(1, 2))
+        t = k * length * jnp.linalg.norm(self.noisy)
+        slope = jnp.minimum(t, (copies * self.noisy.size) ** 0.5) + t
+        terms, logs = a * k * length * slope, ("weights" in theta) + ("smoothings" in theta)
+        cancelled = int("scale" in theta) * jnp.sum(terms) ** 2 + logs * jnp.sum(terms**2)
+        cancelled += int("filters" in theta) * jnp.sum((w * k * (slope + 2 * t)) ** 2)
         return Constants(
+            rounding_cross=jnp.sqrt(cancelled),
             mu=one,
             L=one + jnp.max(a @ power),
             L_upper=one / len(self.noisy),

@@ -7,6 +7,7 @@ theta's shape says what is shared: () one penalty in all, (1, classes) one per c
 (features, classes) one per weight. Section 4.4 of arXiv 2308.10098.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,8 @@ class LogisticRegression(AbstractProblem):
         W_c^{-1/2} G W_c^{-1/2} over the classes c. H changes by factors of e^{+-R} at most, R the largest range of a
         row's scores, at most sqrt(2) ||a_i|| times the distance (Bach 2010): concordance = sqrt(2) max ||a_i||. The
         gradient of the loss is a mean of a_i (p_i - e_i)^T, each of them rounded, and ||p - e|| <= sqrt(2): rounding =
-        sqrt(2) mean ||a_i||.
+        sqrt(2) mean ||a_i||. J's columns are products, rounded some three times, and h(xhat) <= h(0) = log classes bounds
+        them: e^{theta/2} ||W_j|| <= sqrt(2 log classes).
         """
         penalty = self._penalty(theta)
         mu = jnp.min(penalty)
@@ -110,6 +112,7 @@ class LogisticRegression(AbstractProblem):
             L_hessian=C * self.longest * weighted_norm(self.A, self.gram, self.gram_norm, W, self.classes),
             L_cross=mu,
             rounding=2**0.5 * self.mean_length,
+            rounding_cross=3 * jnp.sqrt(2 * math.log(self.classes) * mu),
             concordance=2**0.5 * self.longest,
             metric=self._spread(W),
             convex_upper=True,
