@@ -98,8 +98,8 @@ class LogisticRegression(AbstractProblem):
         W_c^{-1/2} G W_c^{-1/2} over the classes c. H changes by factors of e^{+-R} at most, R the largest range of a
         row's scores, at most sqrt(2) ||a_i|| times the distance (Bach 2010): concordance = sqrt(2) max ||a_i||. The
         gradient of the loss is a mean of a_i (p_i - e_i)^T, each of them rounded, and ||p - e|| <= sqrt(2): rounding =
-        sqrt(2) mean ||a_i||. J's columns are products, rounded some three times, and h(xhat) <= h(0) = log classes bounds
-        them: e^{theta/2} ||W_j|| <= sqrt(2 log classes).
+        sqrt(2) mean ||a_i||. J's columns are products, rounded some three times, and h(xhat) <= h(0) = log classes
+        bounds them: e^{theta/2} ||W_j|| <= sqrt(2 log classes).
         """
         penalty = self._penalty(theta)
         mu = jnp.min(penalty)

@@ -85,8 +85,8 @@ class TotalVariation(AbstractProblem):
         # F a <= 4 (a + b)^2, b <= a, a^2 + 4 b^2 <= 1, so F <= 4 (a + b)^2/a <= 16/sqrt(5), attained at b = a.
         # Isotropic: (s^2 + t^2)^{3/2} <= sqrt(2) (|s|^3 + |t|^3).
         w, nu, e = self.weights(theta)
-        # rounding_cross: D^T psi' adds up what cancels, w sqrt(8) ||psi'||, |psi'| <= min(1, |Dx|/nu) and |nu dpsi'/dnu|
-        # <= 0.385; ||xhat|| <= ||y||; 16 for the order in which a few hundred terms are added
+        # rounding_cross: D^T psi' adds up what cancels, w sqrt(8) ||psi'||, with |psi'| <= min(1, |Dx|/nu) and
+        # |nu dpsi'/dnu| <= 0.385; ||xhat|| <= ||y||; 16 for the order in which a few hundred terms are added
         one, norm_y = jnp.ones_like(w), jnp.linalg.norm(self.noisy)
         count = self.noisy.size * (1 if self.isotropic else 2)
         flows = 10 * w**2 * jnp.minimum(count, 8 * (norm_y / nu) ** 2)
