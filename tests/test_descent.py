@@ -363,14 +363,16 @@ def test_a_tolerance_met_holds_on_total_variation():
     assert np.linalg.norm(tv_truth(problem, np.asarray(solution.theta))[1]) <= 3e-3
 
 
-def test_the_default_tolerance_is_relative_to_the_first_bound():
-    """1e-3 (||z_0|| + omega_0)."""
-    solution = bilevel.solve(quadratic(), ONES, max_steps=300)
-    first = solution.history["gradient_norm"][0] + solution.history["gradient_error"][0]
-    assert solution.converged
-    assert solution.gradient_norm + solution.gradient_error <= 1e-3 * first
-    before = solution.history["gradient_norm"][-2] + solution.history["gradient_error"][-2]
-    assert before > 1e-3 * first
+@pytest.mark.parametrize("method", [bilevel.quasi_newton(), bilevel.maid(), bilevel.fixed_accuracy(1e-9)])
+def test_the_default_tolerance_is_relative_to_a_certified_norm(method):
+    """1e-3 (||z_0|| - omega_0) with omega_0 <= ||z_0||/2: at least 1/3 of, and at most, 1e-3 ||grad f(theta_0)||."""
+    problem = quadratic()
+    solution = bilevel.solve(problem, ONES, method, max_steps=300)
+    first, last = (np.linalg.norm(quadratic_truth(problem, t)[1]) for t in (ONES, solution.theta))
+    tol = solution.state.tol
+    assert solution.converged and 1e-3 * first / 3 <= tol <= 1e-3 * first
+    assert last <= tol and solution.gradient_norm + solution.gradient_error <= tol
+    assert "a thousandth of its norm at theta0" in solution.message
 
 
 @pytest.mark.parametrize(

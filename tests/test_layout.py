@@ -10,19 +10,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module of bilevel imports from its own layer and those before it. Not every one needs to exist.
 LAYERS = [
-    {"problem", "results"},
+    {"results", "program", "norms", "dependence"},
+    {"problem"},
     {"bounds", "layout"},
     {"krylov", "secants"},
-    {"estimates"},
+    {"estimates", "undeclared"},
+    {"local_curvature"},
     {"lower", "hypergradient"},
     {"solvers", "precision"},
     {"accuracy", "direction", "predict", "linesearch"},
     {"inputs", "meter"},
-    {"method", "pointwise"},
+    {"method"},
+    {"pointwise", "refine"},
     {"goal_oriented"},
     {"descent", "quasi_newton"},
     {"methods"},
     {"checkpoint"},
+    {"check_probe"},
+    {"check_curvature", "check_search", "check_verdicts"},
     {"solve", "check"},
     {"stn"},
 ]

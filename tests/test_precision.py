@@ -92,9 +92,14 @@ def test_every_call_is_counted_and_those_in_float64_are_few(solver, declared, mo
         in_float64 = sum(n for (_, dtype), n in calls.items() if dtype == np.float64)
         estimates = overhead(counted, theta, optax.tree.size(x0)) - 1
         if isinstance(solver, SingleProducts):
-            assert in_float64 == estimates + lower.lower_gradients < cost(lower)
+            looks = in_float64 - int(lower.lower_gradients)
         elif eps == 1e-2:
-            assert in_float64 == estimates + 2 < cost(lower)
+            looks = in_float64 - 2
+        else:
+            continue
+        # what is not declared is looked at until a look leaves nothing to do
+        assert looks == 0 if estimates == 0 else looks > 0 and looks % estimates == 0
+        assert in_float64 < cost(lower)
 
 
 @each_solver
@@ -103,10 +108,11 @@ def test_a_cap_is_never_exceeded(solver):
     told = Undeclared(problem, ("mu",))
     exact = exactly(problem, theta, problem.guess(theta))
     x0, eps = problem.guess(theta) + 10, jnp.asarray(1e-10)
-    for most in range(overhead(told, theta, optax.tree.size(x0)), 40):
+    least = overhead(told, theta, optax.tree.size(x0))
+    for most in range(least, 40):
         lower = minimise(told, solver, theta, x0, eps, jnp.asarray(most, jnp.int32))
         short = bool(lower.error > eps)
-        assert most - short <= cost(lower) <= most if short else cost(lower) <= most
+        assert most - (least - 1) * short <= cost(lower) <= most if short else cost(lower) <= most
         assert (lower.result == RESULTS.max_cost_reached) == short
         assert distance(lower.x, exact.x) <= lower.error
 

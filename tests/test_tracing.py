@@ -67,8 +67,8 @@ def test_a_run_with_other_numbers_compiles_nothing():
         yield lambda: run(problem(weight=0.7 + k), theta(), max_steps=4, **box)
         yield lambda: run(problem(), theta(0.2 + k), bilevel.hoag(), max_steps=4, **box)
 
-    for again in others(0.0):  # here a comparison of two numbers outside the programs may compile, once a process
-        assert spent(again)[0] == checks
+    for again in others(0.0):  # here what only some runs come to compiles, once a process
+        again()
     for again in others(0.01):
         assert spent(again) == (checks, 0)
     # the counters would have seen it: another shape does compile
