@@ -12,8 +12,10 @@ EXPERIMENTS := quadratic crossover tv tv_starts foe mnist one peers
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
-# Nearly all of a smoke run is compiling, much of it the same in several. No other run has the cache: it times compiling.
+# Nearly all of a smoke run is compiling, some of it the same in several: a fifth less without LLVM's optimisations. Other
+# runs have neither, for they time what they compile. `make --jobs 2 reproduce SMOKE=1` has two experiments at a time.
 ifdef SMOKE
+export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
