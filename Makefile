@@ -3,38 +3,57 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 PEERS := .venv/.peers
+# Exact versions, of CI too; `make CONSTRAINTS= test` takes the newest.
+CONSTRAINTS ?= --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 
 # One file each in experiments/. SMOKE=1: small, on packaged data, to see that they run. RESUME=1: go on with the log.
 EXPERIMENTS := quadratic crossover tv tv_starts foe mnist one peers
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
-.PHONY: help demo test lint bench bench-full reproduce networks responses $(EXPERIMENTS) $(NETWORKS) clean
+# Nearly all of a smoke run is compiling, much of it the same in several. No other run has the cache: it times compiling.
+ifdef SMOKE
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
+endif
+
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door $(EXPERIMENTS) $(NETWORKS) clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 # Written last, so that an interrupted installation is done again.
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test,experiments]'
+	$(INSTALL) '.[test,experiments]'
 	@touch $@
 
 # What only the comparisons need.
 $(PEERS): $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[peers]'
+	$(INSTALL) '.[peers]'
 	@touch $@
 
-demo: $(READY)  ## learn a TV denoiser from photographs; prints a table, writes a figure
+demo: $(READY)  ## learn a TV denoiser from photographs; prints a table, draws a figure in experiments/demo
 	$(BIN)/python experiments/demo.py
+
+demo-figure: $(READY)  ## the same, for the log and the figure that are committed
+	$(BIN)/python experiments/demo.py --record
 
 test: $(READY)  ## run the tests, a file at a time on each core; options go in ARGS="-k certificate"
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
+test-full: $(READY)  ## the same and the long checks, marked `full`
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "" $(ARGS)
+
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+attack: $(READY)  ## the certificates against references in 80-bit floats: 29 000 draws, a quarter of an hour; SMOKE=1: a few
+	$(BIN)/python experiments/attack.py $(MODE)
 
 bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds to target, methods x problems, in minutes
 	$(BIN)/python experiments/bench_kernels.py
@@ -49,6 +68,9 @@ reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEV
 
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 
+front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
+	$(BIN)/python experiments/front_door.py $(MODE)
+
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python experiments/responses.py $(MODE)
 
@@ -56,5 +78,5 @@ $(EXPERIMENTS) $(NETWORKS): $(PEERS)
 	$(BIN)/python experiments/$@.py $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
-	rm -rf .venv .pytest_cache .ruff_cache .jax_cache build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .jax_cache build dist *.egg-info experiments/demo experiments/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

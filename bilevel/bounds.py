@@ -7,10 +7,8 @@ with residuals in place of tolerances, and the roundings added.
 
 import math
 
-import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 Scalar = Float[Array, ""] | float
 
@@ -18,11 +16,6 @@ Scalar = Float[Array, ""] | float
 def unit_roundoff(dtype) -> float:
     """u: half the distance from 1 to the next number of `dtype`."""
     return float(jnp.finfo(dtype).eps) / 2
-
-
-def dual_norm(v: PyTree, metric: PyTree | None) -> Scalar:
-    """||v||_{W^-1} = sqrt(sum v^2 / W), the Euclidean norm without a metric. See `Constants.metric`."""
-    return optax.tree.norm(v if metric is None else jax.tree.map(lambda v, w: v / jnp.sqrt(w), v, metric))
 
 
 def rounding(L: Scalar, norm: Scalar, terms: Scalar, u: float) -> Scalar:
@@ -40,9 +33,14 @@ def lower_error(residual: Scalar, rounding: Scalar, mu: Scalar) -> Scalar:
     return (residual + rounding) / mu
 
 
-def value_error(norm_g_x: Scalar, eps: Scalar, L_upper: Scalar, value: Scalar, size: int, u: float) -> Scalar:
-    """||grad_x g(x)|| eps + L_g eps^2 / 2 + u sqrt(size) |g|  >=  |g(x) - f(theta)|."""
-    return norm_g_x * eps + L_upper * eps**2 / 2 + u * math.sqrt(size) * jnp.abs(value)
+def value_rounding(value: Scalar, size: int, terms: Scalar, u: float) -> Scalar:
+    """u (sqrt(size) |g| + terms): the rounding in g(x), `terms` the size of what it adds up and cancels. A model."""
+    return u * (math.sqrt(size) * jnp.abs(value) + terms)
+
+
+def value_error(norm_g_x: Scalar, eps: Scalar, L_upper: Scalar, rounding: Scalar) -> Scalar:
+    """||grad_x g(x)|| eps + L_g eps^2 / 2 + rounding  >=  |g(x) - f(theta)|."""
+    return norm_g_x * eps + L_upper * eps**2 / 2 + rounding
 
 
 def corrected_error(delta: Scalar, eps: Scalar, curvature: Scalar) -> Scalar:
@@ -50,22 +48,26 @@ def corrected_error(delta: Scalar, eps: Scalar, curvature: Scalar) -> Scalar:
     return delta * eps + curvature * eps**2 / 2
 
 
-def adjoint_error(eps: Scalar, delta: Scalar, mu: Scalar, M_H: Scalar, L_upper: Scalar) -> Scalar:
-    """eta_q = (M_H eps + delta + L_g eps) / mu  >=  ||q - qhat||.
+def adjoint_defect(eps: Scalar, delta: Scalar, M_H: Scalar, L_upper: Scalar) -> Scalar:
+    """beta = M_H eps + delta + L_g eps  >=  ||H(xhat)(q - qhat)||,  so that  eta_q = beta / mu  >=  ||q - qhat||.
 
     From H(xhat)(q - qhat) = (H(xhat) - H(x)) q + (H(x) q - grad_x g(x)) + (grad_x g(x) - grad_x g(xhat)).
     """
-    return (M_H * eps + delta + L_upper * eps) / mu
+    return M_H * eps + delta + L_upper * eps
 
 
-def hypergradient_error(
-    eps: Scalar, eta_q: Scalar, J: Scalar, M_J: Scalar, L_J: Scalar, L_upper_theta: Scalar
-) -> Scalar:
-    """omega = ||J|| eta_q + M_J eps + L_J eps eta_q + L_gtheta eps  >=  ||z - grad f||.
+def amplification(eps: Scalar, J: Scalar, L_J: Scalar, mu: Scalar) -> Scalar:
+    """(||J|| + L_J eps) / mu  >=  ||H(xhat)^{-1} J(xhat)||, since ||J(xhat)|| <= ||J(x)|| + L_J eps."""
+    return (J + L_J * eps) / mu
 
-    From J(x)^T q - J(xhat)^T qhat = (J(x) - J(xhat))^T q + J(xhat)^T (q - qhat), ||J(xhat)|| <= ||J(x)|| + L_J eps.
+
+def hypergradient_error(eps: Scalar, beta: Scalar, amplified: Scalar, M_J: Scalar, L_upper_theta: Scalar) -> Scalar:
+    """omega = A beta + M_J eps + L_gtheta eps  >=  ||z - grad f||,  A >= ||H(xhat)^{-1} J(xhat)||.
+
+    From J(x)^T q - J(xhat)^T qhat = (J(x) - J(xhat))^T q + J(xhat)^T (q - qhat). With A as above this is
+    ||J|| eta_q + M_J eps + L_J eps eta_q.
     """
-    return J * eta_q + M_J * eps + L_J * eps * eta_q + L_upper_theta * eps
+    return amplified * beta + M_J * eps + L_upper_theta * eps
 
 
 def lanczos_steps(size: int, relative_error: float = 0.5, failure: float = 1e-10) -> int:

@@ -19,18 +19,24 @@ from jaxtyping import PyTree
 
 def fingerprint(problem: PyTree, method: Any, options: dict[str, Any]) -> dict[str, str]:
     """What a resumed run must share with the interrupted one, by name: data, method, options, versions."""
-    # functions in a problem print with their address, which differs in every process
-    structure = re.sub("0x[0-9a-f]+", "", str(jax.tree.structure((problem, options))))
-    digest = hashlib.sha256(structure.encode())
-    for leaf in jax.tree.leaves((problem, options)):
+    return {
+        "data, theta0, x0 or bounds": _digest((problem, options)),
+        "method": f"{method!r} {_digest(method)[:12]}",  # an array prints as its shape
+        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}",
+    }
+
+
+def _digest(tree: PyTree) -> str:
+    """Of structure and numbers; functions print with their address, which differs in every process."""
+    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(jax.tree.structure(tree))).encode())
+    for leaf in jax.tree.leaves(tree):
+        if callable(leaf):
+            digest.update(re.sub("0x[0-9a-f]+", "", repr(leaf)).encode())
+            continue
         array = np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    return {
-        "data, theta0, x0 or bounds": digest.hexdigest(),
-        "method": repr(method),
-        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}",
-    }
+    return digest.hexdigest()
 
 
 def save(path: str | os.PathLike, state: PyTree, history: dict[str, list], prints: dict[str, str]) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import optax
 
 from .accuracy import AbstractAccuracy, Accuracy, Event
@@ -20,9 +19,11 @@ from .hypergradient import Point
 from .linesearch import AbstractLineSearch, Interval, Search, Verdict
 from .lower import AbstractLowerSolver
 from .meter import Meter, Stop
-from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
+from .method import ROUNDED, AbstractMethod, Info, State
 from .predict import AbstractPredictor, Previous, observe
 from .problem import Vector
+from .program import program
+from .refine import default_tolerance, first_tolerance, refine
 from .results import RESULTS
 from .solvers import Nesterov
 
@@ -62,7 +63,7 @@ class Method(AbstractMethod):
         meter = Meter(problem, self.solver, max_cost, state)
         gradient, norm, omega, delta, certificate = None, math.nan, math.inf, math.inf, "none"
         judged, fitted = True, False
-        lower_floor = adjoint_floor = False
+        lower_floor = adjoint_floor = sharpened = False
         accepted, taken, result, known = None, math.nan, None, state.known
         try:
             while accepted is None:
@@ -79,36 +80,48 @@ class Method(AbstractMethod):
                     memory = memory._replace(work=memory.work + meter.counts.cost - spent)
                     gradient = None
                 if gradient is None or (delta > accuracy.delta and not adjoint_floor):
-                    gradient = meter.differentiate(state.theta, state.point.lower, memory.q, accuracy.delta)
+                    point, gradient = meter.differentiate(state.theta, state.point, memory.q, accuracy.delta)
+                    state = dataclasses.replace(state, point=point)
                     adjoint_floor = bool(gradient.result == RESULTS.accuracy_floor)
                     omega, delta, certificate = float(gradient.error), float(gradient.delta), gradient.certificate
-                    norm = float(gradient.norm)
-                    if box is not None:
-                        _, norm = meter.move(state.theta, gradient.gradient, -1.0, box)
+                    norm = meter.stationarity(state.theta, gradient, box)
                     memory = memory._replace(q=gradient.q)
                     known = (meter.counts, meter.seconds)
+                if math.isnan(state.tol):
+                    whole = float(gradient.norm)
+                    if tol is not None:
+                        state = dataclasses.replace(state, tol=tol)
+                    elif omega <= whole / 2:
+                        state = dataclasses.replace(state, tol=default_tolerance(whole, omega, box))
                 if norm + omega <= (state.tol if tol is None else tol) or norm + omega == 0:
                     raise Stop(RESULTS.converged)
                 if not self.accuracy.certifies(norm, omega):
                     # an error of exactly zero (x = 0, q = 0) is below every floor: nothing is left to ask for either
                     if (lower_floor or float(state.point.lower.error) == 0) and (adjoint_floor or delta == 0):
-                        raise Stop(RESULTS.accuracy_floor)
+                        sharper = None if sharpened else meter.sharpen(state.theta, state.point)
+                        if sharper is None:
+                            raise Stop(RESULTS.accuracy_floor)
+                        state, gradient, sharpened = dataclasses.replace(state, point=sharper), None, True
+                        continue
                     excess = omega / norm if norm > 0 else math.inf
                     accuracy = self.accuracy.update(accuracy, Event.CERTIFICATE_FAILED, excess)
                     memory = memory._replace(accuracy=accuracy)
                     continue
                 if math.isnan(state.tol):
-                    first = DEFAULT_TOLERANCE * (norm + omega) if tol is None else tol
-                    search = self.linesearch.init(norm, optax.tree.size(state.theta))
+                    first = first_tolerance(meter, state.theta, state.point, gradient, box)
                     state = dataclasses.replace(state, tol=first)
-                    memory = memory._replace(search=search)
+                if math.isnan(memory.search.step):
+                    memory = memory._replace(search=self.linesearch.init(norm, optax.tree.size(state.theta)))
                 if last:
                     raise Stop(RESULTS.max_steps_reached)
 
                 # search: one trial, judged on intervals
                 trial, length = meter.move(state.theta, gradient.gradient, -memory.search.step, box)
                 if not length > 0:  # z is zero, or the step is lost in the rounding of theta, or every trial failed
-                    raise Stop(RESULTS.accuracy_floor if norm > 0 and judged else RESULTS.no_decrease)
+                    if norm == 0:  # by this accuracy, or by all that there is?
+                        _, best = refine(meter, state.theta, state.point, gradient, lambda z: float(z.norm) / 2)
+                        judged = float(best.norm) < float(best.error)
+                    raise Stop(RESULTS.accuracy_floor if judged else RESULTS.no_decrease)
                 if not fitted:
                     memory, fitted = memory._replace(guesses=self._fit(meter, state, memory.guesses)), True
                 wanted = self.accuracy.trial(accuracy)
@@ -168,12 +181,12 @@ class Method(AbstractMethod):
         return guesses
 
 
-@eqx.filter_jit
+@program
 def fit(predictor, memory, problem, theta, x):
     return predictor.fit(memory, problem, theta, x)
 
 
-@eqx.filter_jit
+@program
 def guess(predictor, memory, theta, x, trial):
     return predictor.guess(memory, theta, x, trial)
 

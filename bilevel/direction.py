@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from .norms import norm
 from .problem import AbstractProblem, Scalar, Vector
 from .secants import Pairs, apply, restrict
 
@@ -23,7 +24,14 @@ def projected_step(theta: Vector, d: Vector, alpha: Float[Array, ""], box: Box) 
     trial = optax.tree.add_scale(theta, alpha, d)
     if box is not None:
         trial = jax.tree.map(jnp.clip, trial, *box)
-    return trial, optax.tree.norm(optax.tree.sub(trial, theta))
+    return trial, norm(optax.tree.sub(trial, theta))
+
+
+def stationarity(theta: Vector, z: Vector, box: Box) -> Scalar:
+    """||P(theta - z) - theta||, without adding z to theta, in whose rounding a small z would be lost."""
+    if box is None:
+        return norm(z)
+    return norm(jax.tree.map(lambda t, z, lo, hi: jnp.clip(-z, lo - t, hi - t), theta, z, *box))
 
 
 def quasi_newton_direction(pairs: Pairs, theta: Vector, z: Vector, box: Box) -> tuple[Vector, Scalar, Bool[Array, ""]]:
@@ -34,10 +42,10 @@ def quasi_newton_direction(pairs: Pairs, theta: Vector, z: Vector, box: Box) -> 
         z = jax.tree.map(lambda z, free: jnp.where(free, z, 0), z, free)
         pairs = restrict(pairs, free)
     d = optax.tree.scale(-1, apply(pairs, z))
-    norms = optax.tree.norm(z) * optax.tree.norm(d)
+    norms = norm(z) * norm(d)
     used = (jnp.max(jnp.diagonal(pairs.products)) > 0) & (optax.tree.vdot(z, d) < -1e-10 * norms) & jnp.isfinite(norms)
     d = optax.tree.where(used, d, optax.tree.scale(-1, z))
-    return d, optax.tree.norm(d), used
+    return d, norm(d), used
 
 
 def keep_certifiable(problem: AbstractProblem, theta: Vector, wall: Scalar) -> Vector:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .bounds import lanczos_steps
-from .krylov import lanczos
+from .krylov import largest_eigenvalue
+from .norms import norm
 from .problem import AbstractProblem, Scalar, Vector, cross_product, cross_transpose_product
 
 DIRECTIONS = 8
@@ -24,8 +25,8 @@ def ball_directions(x: Vector, rho: Vector, q: Vector) -> list[Vector]:
     """Eight unit directions in x: +-rho, +-q (where the error and the adjoint point), and four random ones."""
 
     def unit(v):
-        norm = optax.tree.norm(v)
-        return optax.tree.scale(1 / jnp.where(norm > 0, norm, 1), v)
+        size = norm(v)
+        return jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), v)
 
     keys = jax.random.split(jax.random.key(0), DIRECTIONS - 4)
     random = [unit(optax.tree.random_like(key, x, jax.random.normal)) for key in keys]
@@ -39,11 +40,11 @@ def lipschitz(function: Callable[[Vector], Vector], base: Vector, x: Vector, rad
     r is the radius of the ball, or where that is lost in rounding, sqrt(u) times the size of x.
     """
     root = jnp.sqrt(jnp.finfo(radius.dtype).eps)
-    radius = jnp.maximum(radius, root * jnp.maximum(optax.tree.norm(x), 1))
+    radius = jnp.maximum(radius, root * jnp.maximum(norm(x), 1))
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
 
     def quotient(v):
-        return optax.tree.norm(optax.tree.sub(function(optax.tree.add_scale(x, radius, v)), base)) / radius
+        return norm(optax.tree.sub(function(optax.tree.add_scale(x, radius, v)), base)) / radius
 
     return SAFETY * jnp.max(jax.lax.map(quotient, stack))
 
@@ -55,10 +56,12 @@ def cross_norm_cost(x: Vector, theta: Vector) -> int:
     return d if d <= 2 * steps else 2 * min(steps, n, d)
 
 
-def cross_norm(problem: AbstractProblem, x: Vector, theta: Vector) -> tuple[Float[Array, ""], bool]:
+def cross_norm(
+    problem: AbstractProblem, x: Vector, theta: Vector, seed: Int[Array, ""] | int = 0
+) -> tuple[Float[Array, ""], bool]:
     """An upper bound of ||J(x)||, and whether it is certain (else it holds with probability at least 1 - 1e-10).
 
-    For few hyperparameters the Gram matrix J^T J column by column; for many, Lanczos on J^T J (or J J^T, whichever is
+    For few hyperparameters the Gram matrix J^T J, column by column; for many, Lanczos on J^T J (or J J^T, whichever is
     smaller) with relative error 1/2 in the eigenvalue, so a factor of at most 1.41.
     """
     n, d = optax.tree.size(x), optax.tree.size(theta)
@@ -70,17 +73,19 @@ def cross_norm(problem: AbstractProblem, x: Vector, theta: Vector) -> tuple[Floa
             return ravel_pytree(cross_product(problem, x, theta, unravel(e)))[0]
 
         columns = jax.lax.map(column, jnp.eye(d, dtype=flat.dtype))
-        return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(columns @ columns.T)[-1], 0)), True
-    if d <= n:
+        # squared, small entries would vanish
+        largest = jnp.max(jnp.abs(columns))
+        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        columns = columns / scale
+        rounding = 1 + 4 * d * jnp.finfo(flat.dtype).eps
+        return scale * rounding * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(columns @ columns.T)[-1], 0)), True
 
-        def product(v):
-            return cross_transpose_product(problem, x, theta, cross_product(problem, x, theta, v))
+    def J(v):
+        return cross_product(problem, x, theta, v)
 
-        _, ritz, _ = lanczos(product, theta, steps)
-    else:
+    def Jt(q):
+        return cross_transpose_product(problem, x, theta, q)
 
-        def product(v):
-            return cross_product(problem, x, theta, cross_transpose_product(problem, x, theta, v))
-
-        _, ritz, _ = lanczos(product, x, steps)
-    return jnp.sqrt(ritz / (1 - 0.5)), False
+    first, second, like = (J, Jt, theta) if d <= n else (Jt, J, x)
+    eigenvalue, _ = largest_eigenvalue(lambda v: second(first(v)), like, steps, seed)
+    return jnp.sqrt(eigenvalue), False

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from .bounds import dual_norm, unit_roundoff
+from .bounds import unit_roundoff
 from .inputs import prepare, same_shapes
 from .krylov import cg_iterations
 from .lower import preconditioner
 from .meter import Counts
+from .norms import dual_norm, norm
 from .pointwise import HypergradientSolution
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
+from .program import program
 from .results import RESULTS
 
 SOLVED = 1e-3  # of the right-hand sides, in the norm that residuals are measured in
@@ -60,14 +62,14 @@ def estimate_error(problem: AbstractProblem, theta: PyTree, solution: Hypergradi
     same_shapes(solution.x, x, "solution.x", "the problem's x")
     same_shapes(solution.gradient, theta, "solution.gradient", "theta")
     z, error, e, products, result = _estimate(problem, theta, solution.x, solution.q)
-    gap = optax.tree.norm(optax.tree.sub(z, solution.gradient))
-    if gap > jnp.finfo(gap.dtype).eps ** 0.5 * (optax.tree.norm(z) + optax.tree.norm(solution.gradient)):
+    gap = norm(optax.tree.sub(z, solution.gradient))
+    if gap > jnp.finfo(gap.dtype).eps ** 0.5 * (norm(z) + norm(solution.gradient)):
         raise ValueError("the solution is of another theta, or of a problem with other data: its gradient differs")
     counts = Counts(lower_gradients=1, hessian_products=int(products) + 3, cross_products=3)
-    return ErrorEstimate(error, optax.tree.norm(error), optax.tree.norm(e), result, counts)
+    return ErrorEstimate(error, norm(error), norm(e), result, counts)
 
 
-@eqx.filter_jit
+@program
 def _estimate(problem, theta, x, q):
     """z, its error, e, and of both systems the products and the result."""
 
@@ -80,7 +82,7 @@ def _estimate(problem, theta, x, q):
         return jax.grad(value, argnums=(0, 1))(x, theta)
 
     def solve(b):
-        zero, metric = jnp.zeros_like(optax.tree.norm(b)), problem.constants(theta).metric
+        zero, metric = jnp.zeros_like(norm(b)), problem.constants(theta).metric
         goal = SOLVED * dual_norm(b, metric)
         return cg_iterations(
             lambda v: hessian_product(problem, x, theta, v), optax.tree.zeros_like(b), b, lambda _: goal,
@@ -88,12 +90,13 @@ def _estimate(problem, theta, x, q):
             metric=metric, precondition=preconditioner(problem, x, theta),
         )  # fmt: skip
 
-    e, first, bad = solve(lower_gradient(problem, x, theta))
+    e, first, bad, _ = solve(lower_gradient(problem, x, theta))
     (minus_r, _), (along, _) = jax.jvp(lambda x: gradients(x, q), (x,), (e,))
-    p, second, worse = solve(optax.tree.sub(along, minus_r))
+    p, second, worse, _ = solve(optax.tree.sub(along, minus_r))
     (_, z), (_, error) = jax.jvp(gradients, (x, q), (e, p))
     capped = (first >= MAX_PRODUCTS) | (second >= MAX_PRODUCTS)
     result = RESULTS.where(capped, RESULTS.max_cost_reached, RESULTS.converged)
-    result = RESULTS.where(bad | worse, RESULTS.not_strongly_convex, result)
-    result = RESULTS.where(jnp.isfinite(optax.tree.norm(error)), result, RESULTS.non_finite)
+    bent = RESULTS.not_convex if problem.constants(theta).mu is None else RESULTS.not_strongly_convex
+    result = RESULTS.where(bad | worse, bent, result)
+    result = RESULTS.where(jnp.isfinite(norm(error)), result, RESULTS.non_finite)
     return z, error, e, first + second, result

@@ -8,7 +8,6 @@ Section 3 of arXiv 2308.10098, with actual residuals, and products with q bounde
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import equinox as eqx
@@ -18,9 +17,12 @@ import optax
 from jaxtyping import Array, Int
 
 from . import bounds as inequalities
+from .dependence import reads
 from .estimates import DIRECTIONS, ball_directions, cross_norm, cross_norm_cost, lipschitz
 from .krylov import conjugate_gradients
+from .local_curvature import local_curvature
 from .lower import AbstractLowerSolver, LowerSolution, descend, preconditioner
+from .norms import dual_norm, metric_norm, norm
 from .problem import (
     AbstractProblem,
     Bounds,
@@ -32,10 +34,16 @@ from .problem import (
 from .results import RESULTS
 
 Count = Int[Array, ""]
+KINDS = ("proven", "probable", "estimated")
+
+
+def weakest(*kinds: str) -> str:
+    """What a certificate is worth that rests on several."""
+    return max(kinds, key=KINDS.index)
 
 
 class Point(eqx.Module):
-    """A solved lower level and the upper level's interval: g(x) - below <= f(theta) <= g(x) + value_error, with
+    """A solved lower level and the upper level's interval: value - below <= f(theta) <= value + value_error, with
     below <= value_error (smaller where g is convex)."""
 
     lower: LowerSolution
@@ -43,14 +51,19 @@ class Point(eqx.Module):
     value_error: Scalar
     below: Scalar
     norm_g_x: Scalar
-    certified: bool = eqx.field(static=True)
+    certificate: str = eqx.field(static=True)
+
+    @property
+    def certified(self) -> bool:
+        return self.certificate != "estimated"
 
 
 class Hypergradient(eqx.Module):
     """z and omega >= ||z - grad f||; the adjoint q and its residual delta; the kind of certificate.
 
+    `mu`, `eps`: those of the lower level, or what conjugate gradients have left of them where mu is an estimate.
     `per_eps` and `per_delta`: what omega gains with eps and with delta, to first order. `certificate` is "proven",
-    "probable" (||J|| by Lanczos: fails with probability at most 1e-10) or "estimated".
+    "probable" (||J|| or L by Lanczos: fails with probability at most 1e-10) or "estimated".
     """
 
     gradient: Vector
@@ -58,6 +71,8 @@ class Hypergradient(eqx.Module):
     error: Scalar
     q: Vector
     delta: Scalar
+    mu: Scalar
+    eps: Scalar
     result: RESULTS
     lower_gradients: Count
     hessian_products: Count
@@ -67,11 +82,43 @@ class Hypergradient(eqx.Module):
     certificate: str = eqx.field(static=True)
 
 
-def reads_theta(problem: AbstractProblem, x: Vector, theta: Vector) -> bool:
-    """Whether g reads theta at all, from its trace."""
-    jaxpr = jax.make_jaxpr(problem.upper)(x, theta).jaxpr
-    inputs = set(jaxpr.invars[len(jax.tree.leaves(x)) :])
-    return any(v in inputs for eqn in jaxpr.eqns for v in eqn.invars if not hasattr(v, "val"))
+def gradient_moves(problem: AbstractProblem, x: Vector, theta: Vector) -> bool:
+    """Whether grad_theta g moves with x, from its trace: it does not where g(x, theta) = g1(x) + g2(theta)."""
+    return any(jax.tree.leaves(reads(lambda x: jax.grad(problem.upper, argnums=1)(x, theta), x)))
+
+
+def upper_terms(problem: AbstractProblem, x: Vector, theta: Vector) -> Scalar:
+    """2 sum |v dg/dv| over all numbers v that g reads: what it adds up, and may cancel, to first order.
+
+    A rounding of u in every number moves g by u times half of this. Where `upper` has no derivative in the problem's
+    own data, only x and theta are counted: such a problem declares `rounding_upper`.
+    """
+    inputs = (problem, x, theta)
+    used = jax.tree.map(
+        lambda v, read: read and eqx.is_inexact_array(v), inputs, reads(lambda p, x, t: p.upper(x, t), *inputs)
+    )
+
+    def terms(used):
+        moving, fixed = eqx.partition(inputs, used)
+
+        def g(moving):
+            problem, x, theta = eqx.combine(moving, fixed)
+            return problem.upper(x, theta)
+
+        return jax.tree.map(lambda v, slope: jnp.sum(jnp.abs(v * slope)), moving, jax.grad(g)(moving))
+
+    try:
+        parts = terms(used)
+    except (TypeError, ValueError, NotImplementedError):
+        parts = terms((jax.tree.map(lambda _: False, problem), *used[1:]))
+    return 2 * sum(jax.tree.leaves(parts), jnp.zeros((), jax.tree.leaves(x)[0].dtype))
+
+
+def value_rounding(problem: AbstractProblem, x: Vector, theta: Vector, value: Scalar) -> Scalar:
+    """The rounding in g(x), by what is declared or measured."""
+    declared = problem.constants(theta).rounding_upper
+    terms = upper_terms(problem, x, theta) if declared is None else declared
+    return inequalities.value_rounding(value, optax.tree.size(x), terms, inequalities.unit_roundoff(value.dtype))
 
 
 def evaluate(
@@ -82,20 +129,34 @@ def evaluate(
     eps: Scalar,
     max_cost: Count,
     curvature: Any = None,
+    seed: Count | int = 0,
 ) -> Point:
     """Solve the lower level to eps from x0 and bound |g(x) - f(theta)|. Traceable."""
+    return enclose(problem, theta, descend(problem, solver, theta, x0, eps, max_cost, curvature, seed))
+
+
+def enclose(problem: AbstractProblem, theta: Vector, lower: LowerSolution) -> Point:
+    """The upper level's interval from a solved lower level. Costs nothing of the lower level."""
     constants = problem.constants(theta)
-    lower = descend(problem, solver, theta, x0, eps, max_cost, curvature)
     value, g_x = jax.value_and_grad(problem.upper)(lower.x, theta)
     if (L_upper := constants.L_upper) is None:
         directions = ball_directions(lower.x, g_x, lower.x)
-        L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, lower.x, lower.error, directions)
-    norm_g_x = inequalities.dual_norm(g_x, constants.metric)
-    size, u = optax.tree.size(lower.x), inequalities.unit_roundoff(value.dtype)
-    error = inequalities.value_error(norm_g_x, lower.error, L_upper, value, size, u)
+        radius = jnp.where(jnp.isfinite(lower.error), lower.error, 0)
+        L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, lower.x, radius, directions)
+    norm_g_x = dual_norm(g_x, constants.metric)
+    rounding = value_rounding(problem, lower.x, theta, value)
+    error = inequalities.value_error(norm_g_x, lower.error, L_upper, rounding)
     # a convex g lies above its tangent at x: below g(x) the quadratic term is not needed
-    below = inequalities.value_error(norm_g_x, lower.error, 0.0, value, size, u) if constants.convex_upper else error
-    return Point(lower, value, error, below, norm_g_x, lower.certified and constants.L_upper is not None)
+    below = inequalities.value_error(norm_g_x, lower.error, 0.0, rounding) if constants.convex_upper else error
+    certificate = "estimated" if constants.L_upper is None else lower.certificate
+    return Point(lower, value, error, below, norm_g_x, certificate)
+
+
+def sharpen(problem: AbstractProblem, theta: Vector, lower: LowerSolution) -> Point:
+    """The point with the bounds that H(x), formed whole, gives. Costs `local_cost`; for x that is `affordable`."""
+    noise = lower.floor * lower.mu
+    error, local = local_curvature(problem, theta, lower.x, lower.rho, lower.error, lower.mu, noise)
+    return enclose(problem, theta, dataclasses.replace(lower, error=error, local=local))
 
 
 def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) -> Point:
@@ -114,13 +175,15 @@ def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) ->
     u = inequalities.unit_roundoff(eps.dtype)
     Hq = hessian_product(problem, x, theta, q)
     g_x = jax.grad(problem.upper)(x, theta)
-    norm_q, L = optax.tree.norm(q), point.lower.L
-    delta = inequalities.dual_norm(optax.tree.sub(Hq, g_x), constants.metric)
-    delta += inequalities.rounding(L, norm_q, optax.tree.norm(g_x), u)
+    norm_q, L = norm(q), point.lower.L
+    delta = dual_norm(optax.tree.sub(Hq, g_x), constants.metric)
+    delta += inequalities.rounding(L, norm_q, norm(g_x), u)
     terms = 0.0 if constants.rounding is None else constants.rounding
-    noise = norm_q * inequalities.rounding(L, optax.tree.norm(x), terms, u)
+    noise = norm_q * inequalities.rounding(L, norm(x), terms, u)
     value = problem.upper(x, theta)
-    noise += u * math.sqrt(optax.tree.size(x)) * jnp.abs(value)
+    noise += value_rounding(problem, x, theta, value)
+    products = jax.tree.map(lambda q, rho: jnp.abs(q * rho), q, point.lower.rho)
+    noise += 2 * u * optax.tree.sum(products)
     value -= optax.tree.vdot(q, point.lower.rho)
     above = inequalities.corrected_error(delta, eps, M_H + constants.L_upper) + noise
     below = inequalities.corrected_error(delta, eps, M_H) + noise if constants.convex_upper else above
@@ -146,90 +209,104 @@ def certificate_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
 
 
 def differentiate(
-    problem: AbstractProblem, theta: Vector, lower: LowerSolution, q0: Vector, delta: Scalar, max_cost: Count
+    problem: AbstractProblem,
+    theta: Vector,
+    lower: LowerSolution,
+    q0: Vector,
+    delta: Scalar,
+    max_cost: Count,
+    seed: Count | int = 0,
 ) -> Hypergradient:
     """Solve the adjoint system to delta from q0, form z, bound its error. max_cost > `certificate_cost`. Traceable."""
-    x, eps = lower.x, lower.error
-    u = inequalities.unit_roundoff(eps.dtype)
+    x, u = lower.x, inequalities.unit_roundoff(lower.error.dtype)
     constants = problem.constants(theta)
     g_x, g_theta = jax.grad(problem.upper, argnums=(0, 1))(x, theta)
     overhead = certificate_cost(problem, x, theta)
     solution = conjugate_gradients(
         lambda v: hessian_product(problem, x, theta, v),
-        g_x, q0, delta=delta, mu=lower.mu, L=lower.L, u=u, max_products=max_cost - overhead,
-        metric=constants.metric, precondition=lower.inverse(preconditioner(problem, x, theta)),
+        g_x, q0, delta=delta, mu=jnp.zeros_like(lower.mu) if constants.mu is None else lower.mu, L=lower.L, u=u,
+        max_products=max_cost - overhead, metric=constants.metric,
+        precondition=lower.inverse(preconditioner(problem, x, theta)),
     )  # fmt: skip
     q = solution.q
     z = optax.tree.sub(g_theta, cross_transpose_product(problem, x, theta, q))
 
-    norm_q = optax.tree.norm(q)
-    noise = inequalities.rounding(lower.L, norm_q, optax.tree.norm(g_x), u)
+    mu, eps = lower.mu, lower.error
+    if constants.mu is None:  # an estimate that conjugate gradients contradict
+        mu = jnp.minimum(mu, jnp.maximum(solution.least, 0) / 2)
+        eps = jnp.where(mu < lower.mu, jnp.where(mu > 0, eps * lower.mu / jnp.where(mu > 0, mu, 1), jnp.inf), eps)
+    norm_q = norm(q)
+    noise = inequalities.rounding(lower.L, norm_q, norm(g_x), u)
     declared = problem.bounds(x, theta, q, eps)
-    known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x)
-    if not lower.certified:
-        certificate = "estimated"
+    known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, seed)
     achieved = solution.residual + noise
-    eta_q = inequalities.adjoint_error(eps, achieved, lower.mu, known.M_H, L_upper)
-    omega = inequalities.hypergradient_error(eps, eta_q, known.J, known.M_J, known.L_J, L_upper_theta)
-    omega += inequalities.rounding(known.J, norm_q, optax.tree.norm(g_theta), u)
+    beta = inequalities.adjoint_defect(eps, achieved, known.M_H, L_upper)
+    amplified = jnp.minimum(
+        inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
+    )
+    omega = inequalities.hypergradient_error(eps, beta, amplified, known.M_J, L_upper_theta)
+    cancelled = 0.0 if constants.rounding_cross is None else constants.rounding_cross
+    omega += inequalities.rounding(known.J + cancelled, metric_norm(q, constants.metric), norm(g_theta), u)
 
     result = RESULTS.where(achieved <= delta * (1 + 1e-6), RESULTS.converged, RESULTS.accuracy_floor)
     capped = (achieved > delta) & (solution.products >= max_cost - overhead)
     result = RESULTS.where(capped, RESULTS.max_cost_reached, result)
-    result = RESULTS.where(solution.negative_curvature, RESULTS.not_strongly_convex, result)
-    norm = optax.tree.norm(z)
-    result = RESULTS.where(jnp.isfinite(norm) & jnp.isfinite(solution.residual), result, RESULTS.non_finite)
+    bent = RESULTS.not_convex if constants.mu is None else RESULTS.not_strongly_convex
+    result = RESULTS.where(solution.negative_curvature, bent, result)
+    size = norm(z)
+    finite = jnp.isfinite(size) & jnp.isfinite(solution.residual) & ~jnp.isnan(omega)
+    result = RESULTS.where(finite, result, RESULTS.non_finite)
     extra_hessian = 1 + DIRECTIONS if declared.M_H is None else 0
     return Hypergradient(
-        z, norm, omega, q, achieved, result,
+        z, size, omega, q, achieved, mu, eps, result,
         lower_gradients=jnp.asarray(0, jnp.int32),
         hessian_products=solution.products + extra_hessian,
         cross_products=jnp.asarray(overhead - extra_hessian, jnp.int32),
-        per_eps=known.J * (known.M_H + L_upper) / lower.mu + known.M_J + L_upper_theta,
-        per_delta=known.J / lower.mu,
-        certificate=certificate,
+        per_eps=amplified * (known.M_H + L_upper) + known.M_J + L_upper_theta,
+        per_delta=amplified,
+        certificate=weakest(certificate, lower.certificate),
     )  # fmt: skip
 
 
-def _complete(problem, constants, declared, x, theta, q, eps, g_x):
+def _complete(problem, constants, declared, x, theta, q, eps, g_x, seed):
     """The bounds with every `None` estimated, L_upper, L_upper_theta, and what the certificate is worth."""
-    estimated = False
-    certain = True
+    kind = "proven"
+    radius = jnp.where(jnp.isfinite(eps), eps, 0)
     directions = ball_directions(x, g_x, q)
     J, M_H, M_J, L_J = declared.J, declared.M_H, declared.M_J, declared.L_J
     if J is None:
-        J, certain = cross_norm(problem, x, theta)
+        J, certain = cross_norm(problem, x, theta, seed)
+        kind = "proven" if certain else "probable"
     if M_H is None:
-        estimated = True
+        kind = "estimated"
 
         def product(x):
             return hessian_product(problem, x, theta, q)
 
-        M_H = lipschitz(product, product(x), x, eps, directions)
+        M_H = lipschitz(product, product(x), x, radius, directions)
     if M_J is None or L_J is None:
-        estimated = True
-        norm_q = optax.tree.norm(q)
+        kind = "estimated"
+        norm_q = norm(q)
         # along q, which M_J is about; where q = 0 along anything else, for L_J is not zero then
-        along_q = optax.tree.scale(1 / jnp.where(norm_q > 0, norm_q, 1), q)
+        along_q = jax.tree.map(lambda q: q / jnp.where(norm_q > 0, norm_q, 1), q)
         unit = optax.tree.where(norm_q > 0, along_q, directions[-1])
 
         def transpose_product(x):
             return cross_transpose_product(problem, x, theta, unit)
 
-        quotient = lipschitz(transpose_product, transpose_product(x), x, eps, directions)
+        quotient = lipschitz(transpose_product, transpose_product(x), x, radius, directions)
         M_J = quotient * norm_q if M_J is None else M_J
         L_J = quotient if L_J is None else L_J
     if (L_upper := constants.L_upper) is None:
-        estimated = True
-        L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, x, eps, directions)
+        kind = "estimated"
+        L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, x, radius, directions)
     if (L_upper_theta := constants.L_upper_theta) is None:
         L_upper_theta = 0.0
-        if reads_theta(problem, x, theta):
-            estimated = True
+        if gradient_moves(problem, x, theta):
+            kind = "estimated"
 
             def g_theta(x):
                 return jax.grad(problem.upper, argnums=1)(x, theta)
 
-            L_upper_theta = lipschitz(g_theta, g_theta(x), x, eps, directions)
-    certificate = "estimated" if estimated else "proven" if certain else "probable"
-    return Bounds(J, M_H, M_J, L_J), L_upper, L_upper_theta, certificate
+            L_upper_theta = lipschitz(g_theta, g_theta(x), x, radius, directions)
+    return Bounds(J, M_H, M_J, L_J), L_upper, L_upper_theta, kind

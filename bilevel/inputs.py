@@ -5,7 +5,6 @@ Everything here raises ValueError or TypeError with what is wrong and what to wr
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,9 @@ from jaxtyping import PyTree
 from .direction import Box
 from .layout import replicate
 from .problem import AbstractProblem, Vector
+from .program import program
+
+REAL = "hold its real and imaginary parts in two arrays, or in one with a last axis of 2"
 
 
 def prepare(
@@ -52,7 +54,16 @@ def prepare(
                 f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the "
                 "arrays inside it with the dtype of x"
             )
-    mu = _declared_mu(problem, theta)
+    mu, thinnest = _declared(problem, theta)
+    if mu is None and thinnest is not None:
+        raise ValueError(
+            f"{type(problem).__name__}.constants declares a metric, but no mu: H >= mu diag(metric) needs both"
+        )
+    if thinnest is not None and not float(thinnest) >= 1:
+        raise ValueError(
+            f"{type(problem).__name__}.constants declares a metric that goes down to {float(thinnest):g} at theta0: "
+            "divide it by its smallest entry and multiply mu by it, so that no weight is below 1"
+        )
     if mu is not None and not float(mu) > 0:
         raise ValueError(
             f"{type(problem).__name__}.constants declares mu = {float(mu):g} at theta0, but the lower level must be "
@@ -61,9 +72,12 @@ def prepare(
     return problem, theta, x0
 
 
-@eqx.filter_jit  # a loop in a problem's constants would otherwise be compiled anew in every call
-def _declared_mu(problem, theta):
-    return problem.constants(theta).mu
+@program  # a loop in a problem's constants would otherwise be compiled anew in every call
+def _declared(problem, theta):
+    """mu and the smallest weight of the metric, each None if it is not declared."""
+    constants = problem.constants(theta)
+    weights = jax.tree.leaves(constants.metric)
+    return constants.mu, jnp.min(jnp.stack([jnp.min(w) for w in weights])) if weights else None
 
 
 def same_shapes(tree: PyTree, like: PyTree, name: str, model: str) -> None:
@@ -140,6 +154,8 @@ def _floating(tree, dtype, name):
     def convert(leaf):
         kind = getattr(leaf, "dtype", None)
         kind = np.asarray(leaf).dtype if kind is None else kind
+        if jnp.issubdtype(kind, jnp.complexfloating):
+            raise TypeError(f"{name} is complex, and derivatives are of real numbers: {REAL}")
         if not jnp.issubdtype(kind, jnp.floating):
             raise TypeError(f"{name} holds {kind}, but must hold floats: write -5.0 for -5, or {name}.astype(float)")
         leaf = jnp.asarray(leaf, dtype)

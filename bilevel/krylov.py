@@ -10,7 +10,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .bounds import dual_norm, rounding
+from .bounds import rounding
+from .norms import dual_norm, norm
 
 Scalar = Float[Array, ""]
 Vector = PyTree[Float[Array, "..."]]
@@ -18,12 +19,14 @@ MAX_ROUNDS = 5
 
 
 class LinearSolution(eqx.Module):
-    """`residual` is ||H q - b|| recomputed from q, not the recursion's; `products` counts every H v."""
+    """`residual` is ||H q - b|| recomputed from q, not the recursion's; `products` counts every H v; `least` is the
+    smallest curvature <p, H p> / ||p||_W^2 met, infinite if none was."""
 
     q: Vector
     residual: Scalar
     products: Int[Array, ""]
     negative_curvature: Bool[Array, ""]
+    least: Scalar
 
 
 def cg_iterations(
@@ -38,14 +41,14 @@ def cg_iterations(
     max_products: Int[Array, ""],
     metric: Vector | None = None,
     precondition: Callable[[Vector], Vector] | None = None,
-) -> tuple[Vector, Int[Array, ""], Bool[Array, ""]]:
+) -> tuple[Vector, Int[Array, ""], Bool[Array, ""], Scalar]:
     """Conjugate gradients for H q = b from q with r = b - H q, until the recursive ||r|| <= target(q).
 
     With a metric W this is the method for W^{-1/2} H W^{-1/2}, that is, preconditioned by W, and ||r|| means
     ||r||_{W^-1}, which the recursion has anyway.
 
-    Returns q, the products spent, and whether a direction p with p^T H p < mu ||p||_W^2 (beyond rounding) was met: it
-    disproves the declared mu and stops the iteration before the step along it.
+    Returns q, the products spent, whether a direction p with p^T H p < mu ||p||_W^2 (beyond rounding) was met, which
+    disproves the declared mu and stops the iteration before the step along it, and the least p^T H p / ||p||_W^2.
     """
 
     def dual(r):
@@ -56,27 +59,28 @@ def cg_iterations(
         return s, optax.tree.vdot(r, s)
 
     def unfinished(carry):
-        q, r, _, rr, products, bad = carry
-        norm = jnp.sqrt(rr) if precondition is None else dual_norm(r, metric)
+        q, r, _, rr, products, bad, _ = carry
+        size = jnp.sqrt(rr) if precondition is None else dual_norm(r, metric)
         # <r, P^{-1} r> <= 0: the preconditioner has lost its definiteness to rounding, and no step would be downhill
-        return (norm > target(q)) & (products < max_products) & ~bad & (rr > 0)
+        return (size > target(q)) & (products < max_products) & ~bad & (rr > 0)
 
     def step(carry):
-        q, r, p, rr, products, _ = carry
+        q, r, p, rr, products, _, least = carry
         Hp = product(p)
         pp, pHp = optax.tree.norm(p, squared=True), optax.tree.vdot(p, Hp)
         pWp = pp if metric is None else optax.tree.vdot(p, jax.tree.map(jnp.multiply, p, metric))
         bad = ~(pHp > 0.999 * mu * pWp - 8 * u * L * pp) | ~(pHp > 0)
+        least = jnp.minimum(least, jnp.where(pWp > 0, pHp / jnp.where(pWp > 0, pWp, 1), jnp.inf))
         alpha = jnp.where(bad, 0, rr / jnp.where(bad, 1, pHp))
         q, r = optax.tree.add_scale(q, alpha, p), optax.tree.add_scale(r, -alpha, Hp)
         s, rr_new = dual(r)
         p = optax.tree.add_scale(s, rr_new / rr, p)
-        return q, r, p, rr_new, products + 1, bad
+        return q, r, p, rr_new, products + 1, bad, least
 
     s, rr = dual(r)
-    start = (q, r, s, rr, jnp.asarray(0, jnp.int32), jnp.asarray(False))
-    q, _, _, _, products, bad = lax.while_loop(unfinished, step, start)
-    return q, products, bad
+    start = (q, r, s, rr, jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.full_like(rr, jnp.inf))
+    q, _, _, _, products, bad, least = lax.while_loop(unfinished, step, start)
+    return q, products, bad, least
 
 
 def conjugate_gradients(
@@ -101,44 +105,64 @@ def conjugate_gradients(
     A direction p with p^T H p < mu ||p||^2 beyond rounding disproves the declared mu and stops the iteration.
     """
 
-    norm_b = optax.tree.norm(b)
+    norm_b = norm(b)
 
     def target(q):
-        floor = rounding(L, optax.tree.norm(q), norm_b, u)
+        floor = rounding(L, norm(q), norm_b, u)
         return jnp.maximum(delta - floor, floor)
 
     def unfinished(carry):
         return ~carry[-1]
 
     def restart(carry):
-        q, previous, products, rounds, bad, _ = carry
+        q, previous, products, rounds, bad, least, _ = carry
         r = optax.tree.sub(b, product(q))
         residual, products = dual_norm(r, metric), products + 1
         # CG's slack: its recursion stops a hair below the target, the true residual may sit a hair above
         met = residual <= target(q) * (1 + 1e-6)
         done = met | bad | (products >= max_products) | ~(residual <= previous / 2) | (rounds >= MAX_ROUNDS)
         left = jnp.where(done, 0, max_products - 1 - products)
-        q, spent, now_bad = cg_iterations(
+        q, spent, now_bad, now_least = cg_iterations(
             product, q, r, target, mu=mu, L=L, u=u, max_products=left, metric=metric, precondition=precondition
         )
-        return q, residual, products + spent, rounds + 1, bad | now_bad, done
+        return q, residual, products + spent, rounds + 1, bad | now_bad, jnp.minimum(least, now_least), done
 
-    zero, false = jnp.asarray(0, jnp.int32), jnp.asarray(False)
-    start = (q0, jnp.full_like(delta, jnp.inf), zero, zero, false, false)
-    q, residual, products, _, bad, _ = lax.while_loop(unfinished, restart, start)
-    return LinearSolution(q, residual, products, bad)
+    zero, false, inf = jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.full_like(delta, jnp.inf)
+    start = (q0, inf, zero, zero, false, inf, false)
+    q, residual, products, _, bad, least, _ = lax.while_loop(unfinished, restart, start)
+    return LinearSolution(q, residual, products, bad, least)
 
 
-def lanczos(product: Callable[[Vector], Vector], like: Vector, steps: int) -> tuple[Scalar, Scalar, int]:
-    """(smallest, largest) Ritz value of a symmetric operator after min(steps, size) steps, and the products it took.
+class Ritz(eqx.Module):
+    """`smallest` and `largest` Ritz values, in between the extreme eigenvalues or equal to them; the orthonormal rows
+    of `basis` and the matrix T of the operator on them, whose ended part is a multiple of 1."""
 
-    Fully reorthogonalised; the start is Gaussian by a fixed key, so that runs repeat bit for bit.
-    Ritz values lie inside the spectrum: the largest is a *lower* bound of lambda_max.
+    smallest: Scalar
+    largest: Scalar
+    basis: Float[Array, "k n"]
+    T: Float[Array, "k k"]
+
+    def solve(self, b: Vector) -> Vector:
+        """An approximation of H^{-1} b: Q^T T^{-1} Q b, and what lies outside Q's span over the smallest value."""
+        flat, unravel = ravel_pytree(b)
+        along = self.basis @ flat
+        inside = self.basis.T @ jnp.linalg.solve(self.T, along)
+        return unravel(inside + (flat - self.basis.T @ along) / self.smallest)
+
+
+def lanczos(
+    product: Callable[[Vector], Vector], like: Vector, steps: int, seed: Int[Array, ""] | int = 0
+) -> tuple[Ritz, int]:
+    """Ritz values of a symmetric operator after min(steps, size) steps, and the products it took.
+
+    Fully reorthogonalised. The start is Gaussian, drawn by `seed`: runs repeat bit for bit, and what holds with a
+    probability is drawn anew where the seed is new. Ritz values lie inside the spectrum: the largest is a *lower*
+    bound of lambda_max.
     """
     flat, unravel = ravel_pytree(like)
     n = flat.size
     k = min(steps, n)
-    start = jax.random.normal(jax.random.key(0), (n,), flat.dtype)
+    start = jax.random.normal(jax.random.fold_in(jax.random.key(0), seed), (n,), flat.dtype)
     tiny = jnp.finfo(flat.dtype).tiny
 
     def step(j, carry):
@@ -148,16 +172,30 @@ def lanczos(product: Callable[[Vector], Vector], like: Vector, steps: int) -> tu
         diagonal = diagonal.at[j].set(v @ w)
         for _ in range(2):  # twice is enough
             w = w - basis.T @ (basis @ w)
-        beta = jnp.linalg.norm(w)
+        beta = norm(w)
         # an invariant subspace ends the process: beta is rounding noise, and what it would couple to is not the matrix
         alive = beta > 16 * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(diagonal))
         basis = basis.at[j + 1].set(jnp.where(alive, w / jnp.maximum(beta, tiny), 0))
         return basis, diagonal, offdiagonal.at[j].set(jnp.where(alive, beta, 0))
 
     basis = jnp.zeros((k + 1, n), flat.dtype).at[0].set(start / jnp.linalg.norm(start))
-    _, diagonal, off = lax.fori_loop(0, k, step, (basis, jnp.zeros(k, flat.dtype), jnp.zeros(k, flat.dtype)))
+    basis, diagonal, off = lax.fori_loop(0, k, step, (basis, jnp.zeros(k, flat.dtype), jnp.zeros(k, flat.dtype)))
     T = jnp.diag(diagonal) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1)
     # where the process ended early the rest of T is zero: repeat its first entry there so that min and max ignore it
     ended = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), off[:-1] == 0])) > 0
-    ritz = jnp.linalg.eigvalsh(T + jnp.diag(jnp.where(ended, diagonal[0], 0)))
-    return ritz[0], ritz[-1], k
+    T = T + jnp.diag(jnp.where(ended, diagonal[0], 0))
+    values = jnp.linalg.eigvalsh(T)
+    return Ritz(values[0], values[-1], basis[:k], T), k
+
+
+def largest_eigenvalue(product: Callable[[Vector], Vector], like: Vector, steps: int, seed: Int[Array, ""] | int = 0):
+    """(at least lambda_max of a positive semidefinite operator, the products it took), by `steps` Lanczos steps.
+
+    ritz / (1 - 1/2), which fails with a probability of at most 1e-10 where `steps` is at least
+    `bounds.lanczos_steps(size)`; with as many steps as entries the Ritz value is the eigenvalue, but for rounding.
+    """
+    ritz, products = lanczos(product, like, steps, seed)
+    size = optax.tree.size(like)
+    whole = products == size
+    factor = 1 + 16 * size * float(jnp.finfo(ritz.largest.dtype).eps) if whole else 2.0
+    return jnp.maximum(ritz.largest, 0) * factor, products

@@ -4,9 +4,13 @@
 
 Stops when eps is at most the eps asked for. Below twice the rounding floor u L ||x|| / mu there is nothing to gain: the
 loop stops at the floor and the result says so.
+
+Where mu or L is not declared, the loop runs in rounds: look at the curvature where x is (`undeclared.look`), descend to
+what it promises, look again. What is claimed rests on the last look, after which x did not move.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +22,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from . import secants
-from .bounds import dual_norm, lower_error, rounding, unit_roundoff
-from .krylov import lanczos
+from .bounds import lower_error, rounding, unit_roundoff
+from .local_curvature import Local
+from .norms import dual_norm, norm
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient
 from .results import RESULTS
+from .undeclared import look, look_cost
 
-LANCZOS_STEPS = 20
+ROUNDS = 10  # of looking and descending, where mu or L is not declared
 Count = Int[Array, ""]
 Operator = Callable[[Vector], Vector]
 
@@ -33,7 +39,8 @@ class LowerSolution(eqx.Module):
 
     `rho` is grad_x h at x, `residual` its norm, in the metric if there is one; `mu`, `L` are the constants used;
     `floor` is the part of `error` that is rounding; `curvature` what the solver learnt of H, for a next solve nearby;
-    `certified` says that mu was declared, not estimated.
+    `local` what H(x) tells beyond mu. `certificate`: "proven" where mu and L are declared, "probable" where L is
+    Lanczos's upper bound (fails with probability at most 1e-10), "estimated" where mu is an estimate.
     """
 
     x: Vector
@@ -47,7 +54,12 @@ class LowerSolution(eqx.Module):
     lower_gradients: Count
     hessian_products: Count
     curvature: Any
-    certified: bool = eqx.field(static=True)
+    local: Local
+    certificate: str = eqx.field(static=True)
+
+    @property
+    def certified(self) -> bool:
+        return self.certificate != "estimated"
 
     def inverse(self, P: Operator | None) -> Operator | None:
         """The best known stand-in for H^{-1}: L-BFGS's from the solve's pairs on top of P^{-1}; or P^{-1}."""
@@ -55,12 +67,15 @@ class LowerSolution(eqx.Module):
 
 
 class LowerLevel(eqx.Module):
-    """h(., theta) as the methods see it. `goal` is mu times the eps asked for."""
+    """h(., theta) as the methods see it. `goal` is mu times the eps asked for; `L` sets the rounding; `disproof` is the
+    curvature below which h is not what it was said to be: mu where that is declared, else 0."""
 
     problem: AbstractProblem
     theta: Vector
     mu: Scalar
     goal: Scalar
+    L: Scalar
+    disproof: Scalar
     metric: Vector | None
     terms: Scalar | float
     max_cost: Count
@@ -77,11 +92,11 @@ class LowerLevel(eqx.Module):
 
     def noise(self, it: "Iterate") -> Scalar:
         """The rounding in rho: below this nothing can be told."""
-        return rounding(it.L, optax.tree.norm(it.x), self.terms, self.u)
+        return rounding(self.L, norm(it.x), self.terms, self.u)
 
     def stalled(self, it: "Iterate", since_best: Count) -> Bool[Array, ""]:
-        # a kink drives the secants, and so L, to infinity: patience has to end all the same
-        return since_best > 100 + 20 * jnp.minimum(jnp.sqrt(it.L / self.mu), 5e3)
+        patience = 100 + 20 * jnp.minimum(jnp.sqrt(self.L / self.mu), 5e3)
+        return since_best.astype(patience.dtype) > patience
 
 
 class Iterate(eqx.Module):
@@ -116,12 +131,12 @@ class Iterate(eqx.Module):
         rho = level.gradient(x)
         L = self.L
         if not level.L_known:
-            dx, drho = optax.tree.norm(optax.tree.sub(x, self.x)), optax.tree.norm(optax.tree.sub(rho, self.rho))
+            dx, drho = norm(optax.tree.sub(x, self.x)), norm(optax.tree.sub(rho, self.rho))
             L = jnp.where((drho > L * dx) & (dx > 0), drho / jnp.where(dx > 0, dx, 1), L)
-        norm = optax.tree.norm(rho)
-        dual = norm if level.metric is None else dual_norm(rho, level.metric)
+        residual = norm(rho)
+        dual = residual if level.metric is None else dual_norm(rho, level.metric)
         return Iterate(
-            x, rho, norm, dual, L, self.lower_gradients + 1, self.hessian_products + products,
+            x, rho, residual, dual, L, self.lower_gradients + 1, self.hessian_products + products,
             self.negative_curvature | negative_curvature, memory,
         )  # fmt: skip
 
@@ -156,17 +171,16 @@ def preconditioner(problem: AbstractProblem, x: Vector, theta: Vector) -> Operat
 
 
 def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
-    """The cost of a solve before its first step: the gradient at the start, and estimates of mu and L; x has `size`
-    entries."""
-    constants = problem.constants(theta)
-    return 1 + (min(LANCZOS_STEPS, size) if constants.mu is None else 0 if constants.L is not None else 1)
+    """The cost of a solve that takes no step: the gradient at the start, and a look at mu and L where they are not
+    declared; x has `size` entries."""
+    return 1 + look_cost(problem.constants(theta), size)
 
 
 def iterate(level: LowerLevel, solver: AbstractLowerSolver, start: Iterate) -> tuple[Iterate, Count]:
     """Steps from `start` until ||rho|| and its rounding are at most `level.goal`, or there is no reason to go on: the
     last iterate, and how many steps ago ||rho|| was smallest."""
     mu, goal = level.mu, level.goal
-    reach = optax.tree.norm(start.x) + 2 * start.residual / mu  # >= ||x|| if x comes no farther from xhat than at first
+    reach = norm(start.x) + 2 * start.residual / mu  # >= ||x|| if x comes no farther from xhat than at first
 
     def unfinished(carry):
         it, _, since_best = carry
@@ -176,7 +190,7 @@ def iterate(level: LowerLevel, solver: AbstractLowerSolver, start: Iterate) -> t
             return it.dual > jnp.maximum(goal - noise, noise)
 
         # ||x|| is a pass over memory: taken only once ||rho|| is near enough to a target for it to decide
-        far = it.dual > jnp.maximum(goal, 2 * rounding(it.L, reach, level.terms, level.u))
+        far = it.dual > jnp.maximum(goal, 2 * rounding(level.L, reach, level.terms, level.u))
         above = lax.cond(far, lambda: jnp.asarray(True), decide)
         going = (it.cost < level.max_cost) & jnp.isfinite(it.dual) & ~it.negative_curvature
         return above & going & ~level.stalled(it, since_best) & (mu > 0)
@@ -190,6 +204,56 @@ def iterate(level: LowerLevel, solver: AbstractLowerSolver, start: Iterate) -> t
     return it, since_best
 
 
+def settle(
+    level: LowerLevel, solver: AbstractLowerSolver, start: Iterate, eps: Scalar, seed: Count
+) -> tuple[LowerLevel, Iterate, Count]:
+    """Rounds of looking at mu and L and descending, until a look leaves nothing to do: the level with what the last
+    look saw, the iterate, and how many steps ago ||rho|| was smallest. The last look is where x is."""
+    constants = level.problem.constants(level.theta)
+    size = optax.tree.size(start.x)
+    price = look_cost(constants, size)
+
+    def one(carry):
+        _, _, it, since_best, last, rounds, _ = carry
+        seen = look(level.problem, level.theta, it.x, it.rho, seed + rounds)
+        # a mu for the methods even where h is not convex: it may become so on the way
+        usable = jnp.maximum(seen.near, 1e-8 * seen.L)
+        told = dataclasses.replace(level, mu=usable, L=seen.L)
+        noise = told.noise(it)
+        # x may be near enough by its own curvature, and not by that on the way to xhat
+        goal = jnp.where(it.dual + noise <= usable * eps, seen.mu, usable) * eps
+        it = dataclasses.replace(
+            it,
+            hessian_products=it.hessian_products + price,
+            L=jnp.maximum(seen.largest, usable),
+            # a Ritz value is no smaller than the smallest eigenvalue, so it may disprove a declared mu
+            negative_curvature=it.negative_curvature | (seen.smallest < 0.999 * level.disproof - 8 * level.u * seen.L),
+        )
+        # the price of one more look is kept back: x that moves must be looked at again
+        budget = jnp.where(last, 0, level.max_cost - price)
+        told = dataclasses.replace(told, goal=goal, max_cost=budget.astype(level.max_cost.dtype))
+        moved, since = iterate(told, solver, it)
+        # down a saddle, out of what is finite: back to where h was seen not to be convex
+        lost = (seen.near <= 0) & ~jnp.isfinite(moved.dual) & jnp.isfinite(it.dual)
+        stay = dataclasses.replace(
+            it,
+            lower_gradients=moved.lower_gradients,
+            hessian_products=moved.hessian_products,
+            negative_curvature=jnp.asarray(True),
+        )
+        moved = jax.tree.map(lambda stay, moved: jnp.where(lost, stay, moved), stay, moved)
+        settled = (moved.lower_gradients == it.lower_gradients) | lost
+        since_best = jnp.where(settled, since_best, since)
+        # nothing more is to be had by steps: one last look
+        last = told.stalled(moved, since) | (rounds >= ROUNDS) | moved.negative_curvature | ~jnp.isfinite(moved.dual)
+        return seen.mu, seen.L, moved, since_best, last, rounds + 1, settled
+
+    zero, false = jnp.asarray(0, jnp.int32), jnp.asarray(False)
+    carry = (level.mu, level.L, start, zero, false, zero, false)
+    mu, L, it, since_best, *_ = lax.while_loop(lambda carry: ~carry[-1], one, carry)
+    return dataclasses.replace(level, mu=mu, L=L), it, since_best
+
+
 def descend(
     problem: AbstractProblem,
     solver: AbstractLowerSolver,
@@ -198,73 +262,57 @@ def descend(
     eps: Scalar,
     max_cost: Count,
     curvature: Any = None,
+    seed: Count | int = 0,
 ) -> LowerSolution:
     """Minimise h(., theta) from x0 until the certified error is at most eps, or max_cost is spent.
 
-    `curvature`: that of an earlier solution by the same solver; it changes the cost, never the certificate.
-    max_cost is at least `overhead(problem, theta, size)`. Traceable; `bilevel.solve_lower` is the public face.
+    `curvature`: that of an earlier solution by the same solver; it changes the cost, never the certificate. `seed`: of
+    what Lanczos draws. max_cost is at least `overhead(problem, theta, size)`. Traceable; the public face is
+    `bilevel.solve_lower`.
     """
     constants = problem.constants(theta)
-    dtype = eps.dtype
-    u = unit_roundoff(dtype)
+    u = unit_roundoff(eps.dtype)
+    known = constants.mu is not None and constants.L is not None
+    mu, L = (jnp.asarray(1.0 if v is None else v, eps.dtype) for v in (constants.mu, constants.L))
+    L = jnp.maximum(L, mu)
     rho = lower_gradient(problem, x0, theta)
-    residual = optax.tree.norm(rho)
-    products = 0
-    if constants.mu is None:
-        smallest, largest, products = lanczos(
-            lambda v: hessian_product(problem, x0, theta, v), x0, LANCZOS_STEPS
-        )  # half the smallest Ritz value: they approach lambda_min from above
-        mu, L = smallest / 2, largest
-    elif constants.L is None:
-        products = 1
-        Hrho = hessian_product(problem, x0, theta, rho)
-        mu, L = constants.mu, optax.tree.norm(Hrho) / jnp.where(residual > 0, residual, 1)
-    if constants.mu is not None:
-        mu = jnp.asarray(constants.mu, dtype)
-    L = jnp.maximum(jnp.asarray(L if constants.L is None else constants.L, dtype), mu)
-
+    zero, one = jnp.asarray(0, jnp.int32), jnp.asarray(1, jnp.int32)
     level = LowerLevel(
-        problem, theta, mu, mu * eps, constants.metric,
+        problem, theta, mu, mu * eps, L, jnp.zeros_like(mu) if constants.mu is None else mu, constants.metric,
         0.0 if constants.rounding is None else constants.rounding, max_cost, u, constants.L is not None,
         preconditioner(problem, x0, theta),
     )  # fmt: skip
     start = Iterate(
-        x0,
-        rho,
-        residual,
-        dual_norm(rho, constants.metric),
-        L,
-        jnp.asarray(1, jnp.int32),
-        jnp.asarray(products, jnp.int32),
-        jnp.asarray(False),
+        x0, rho, norm(rho), dual_norm(rho, constants.metric), L, one, zero, jnp.asarray(False),
         solver.init(x0, rho, solver.curvature(x0) if curvature is None else curvature),
-    )
+    )  # fmt: skip
+    if known:
+        it, since_best = iterate(level, solver, start)
+    else:
+        level, it, since_best = settle(level, solver, start, eps, jnp.asarray(seed, jnp.int32))
 
-    it, since_best = iterate(level, solver, start)
-
-    noise = level.noise(it)
-    error = jnp.where(mu > 0, lower_error(it.dual, noise, mu), jnp.inf)
-    met = error <= eps * (1 + 8 * u)  # the loop's test and this one round apart
-    result = RESULTS.where(met, RESULTS.converged, RESULTS.max_cost_reached)
-    stuck = ~met & level.stalled(it, since_best)
-    result = RESULTS.where(stuck, RESULTS.lower_stalled, result)
-    near_floor = it.dual <= noise * 100 * jnp.sqrt(it.L / mu)  # where a method may hover
-    at_floor = ~met & ((mu * eps < 2 * noise) & (it.dual <= noise) | stuck & near_floor)
-    result = RESULTS.where(at_floor, RESULTS.accuracy_floor, result)
-    result = RESULTS.where(it.negative_curvature, RESULTS.not_strongly_convex, result)
-    result = RESULTS.where(jnp.isfinite(it.dual), result, RESULTS.non_finite)
-    result = RESULTS.where(mu > 0, result, RESULTS.not_strongly_convex)
+    mu, noise = level.mu, level.noise(it)
+    positive = mu > 0
+    error = jnp.where(positive, lower_error(it.dual, noise, jnp.where(positive, mu, 1)), jnp.inf)
+    certificate = "proven" if known else "probable" if constants.mu is not None else "estimated"
     return LowerSolution(
-        it.x,
-        it.rho,
-        error,
-        it.dual,
-        result,
-        mu,
-        it.L,
-        noise / mu,
-        it.lower_gradients,
-        it.hessian_products,
-        solver.learnt(it.memory),
-        constants.mu is not None,
-    )
+        it.x, it.rho, error, it.dual, verdict(level, it, since_best, error, eps, constants.mu is not None), mu, level.L,
+        noise / jnp.where(positive, mu, 1), it.lower_gradients, it.hessian_products, solver.learnt(it.memory),
+        Local.unknown(mu), certificate,
+    )  # fmt: skip
+
+
+def verdict(level: LowerLevel, it: Iterate, since_best: Count, error: Scalar, eps: Scalar, declared: bool) -> RESULTS:
+    """Why the descent ended; `declared`: mu is."""
+    noise, mu = level.noise(it), level.mu
+    met = error <= eps * (1 + 8 * level.u)  # the loop's test and this one round apart
+    # where a method may hover
+    near_floor = it.dual <= noise * 100 * jnp.sqrt(level.L / jnp.where(mu > 0, mu, level.L))
+    at_floor = (mu * eps < 2 * noise) & (it.dual <= noise) | level.stalled(it, since_best) & near_floor
+    capped = it.cost >= level.max_cost - look_cost(level.problem.constants(level.theta), optax.tree.size(it.x))
+    result = RESULTS.where(capped, RESULTS.max_cost_reached, RESULTS.lower_stalled)
+    result = RESULTS.where(at_floor, RESULTS.accuracy_floor, result)
+    result = RESULTS.where(met, RESULTS.converged, result)
+    bent = RESULTS.not_strongly_convex if declared else RESULTS.not_convex
+    result = RESULTS.where(it.negative_curvature | ~(mu > 0), bent, result)
+    return RESULTS.where(jnp.isfinite(it.dual), result, RESULTS.non_finite)

@@ -3,6 +3,7 @@
 A call that the budget cannot pay for, or that comes back broken, raises `Stop` with the result to report.
 """
 
+import dataclasses
 import functools
 import math
 import time
@@ -14,24 +15,32 @@ import jax.numpy as jnp
 
 from . import hypergradient as hg
 from .direction import projected_step
+from .direction import stationarity as measure_stationarity
+from .local_curvature import affordable, local_cost
 from .lower import overhead
 from .problem import AbstractProblem, Vector
+from .program import program
 from .results import RESULTS
 
 UNLIMITED = 2**30
 
-evaluate = eqx.filter_jit(hg.evaluate)
-correct = eqx.filter_jit(hg.correct)
-differentiate = eqx.filter_jit(hg.differentiate)
-move = eqx.filter_jit(projected_step)
+evaluate = program(hg.evaluate)
+enclose = program(hg.enclose)
+sharpen = program(hg.sharpen)
+correct = program(hg.correct)
+differentiate = program(hg.differentiate)
+move = program(projected_step)
+measure = program(measure_stationarity)
 
 
 class Overheads(NamedTuple):
-    """What a solve costs before its first step, a certificate beside its conjugate gradients, a corrected value."""
+    """What a solve costs before its first step, a certificate beside its conjugate gradients, a corrected value, and
+    the local curvature in products with H and with J (None where x is too large for it)."""
 
     solve: int
     certificate: int
     correction: int
+    local: tuple[int, int] | None
 
 
 def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> Overheads:
@@ -49,7 +58,8 @@ def _overheads(structure, shapes):
     def trace(problem, x, theta):
         size = sum(v.size for v in jax.tree.leaves(x))
         certificate, correction = hg.certificate_cost(problem, x, theta), hg.correction_cost(problem, x, theta)
-        cost.extend((overhead(problem, theta, size), certificate, correction))
+        local = local_cost(problem, x, theta) if affordable(x, theta) else None
+        cost.extend((overhead(problem, theta, size), certificate, correction, local))
 
     eqx.filter_eval_shape(trace, problem, x, theta)
     return Overheads(*cost)
@@ -95,6 +105,11 @@ class Meter:
         return time.perf_counter() - self._start - self.compile_seconds
 
     @property
+    def seed(self) -> jax.Array:
+        """Of what is drawn next: new at every cost, and the same in a run that is repeated or resumed."""
+        return jnp.asarray(self.counts.cost % UNLIMITED, jnp.int32)
+
+    @property
     def left(self) -> float:
         return self.max_cost - self.counts.cost
 
@@ -125,7 +140,7 @@ class Meter:
         allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)) - correction, jnp.int32)
         eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
         learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
-        point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt)
+        point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt, self.seed)
         self.curvature = point.lower.curvature
         self.add(point.lower)
         if q is not None:
@@ -142,23 +157,54 @@ class Meter:
         self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + cost)
         return self._call(correct, self.problem, theta, point, q)
 
-    def differentiate(self, theta: Vector, lower: Any, q: Vector, delta: float) -> hg.Hypergradient:
-        """The hypergradient with the adjoint to delta."""
-        if self.left < overheads(self.problem, lower.x, theta).certificate + 1:
+    def differentiate(
+        self, theta: Vector, point: hg.Point, q: Vector, delta: float
+    ) -> tuple[hg.Point, hg.Hypergradient]:
+        """The hypergradient with the adjoint to delta, and the point: with a larger error where conjugate gradients
+        have contradicted an estimate of mu."""
+        if self.left < overheads(self.problem, point.lower.x, theta).certificate + 1:
             raise Stop(RESULTS.max_cost_reached)
         allowed = jnp.asarray(int(min(self.left, UNLIMITED)), jnp.int32)
-        delta = jnp.asarray(delta, lower.error.dtype)
-        gradient = self._call(differentiate, self.problem, theta, lower, q, delta, allowed)
+        delta = jnp.asarray(delta, point.lower.error.dtype)
+        gradient = self._call(differentiate, self.problem, theta, point.lower, q, delta, allowed, self.seed)
         self.add(gradient)
-        for result in (RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.max_cost_reached):
+        for result in (
+            RESULTS.non_finite,
+            RESULTS.not_strongly_convex,
+            RESULTS.not_convex,
+            RESULTS.max_cost_reached,
+        ):
             if gradient.result == result:
                 raise Stop(result)
-        return gradient
+        return self.corrected_mu(theta, point, gradient), gradient
+
+    def corrected_mu(self, theta: Vector, point: hg.Point, gradient: hg.Hypergradient) -> hg.Point:
+        """The point as the mu of a hypergradient has it, where that is smaller."""
+        if not float(gradient.mu) < float(point.lower.mu):
+            return point
+        lower = dataclasses.replace(point.lower, mu=gradient.mu, error=gradient.eps)
+        return self._call(enclose, self.problem, theta, lower)
+
+    def sharpen(self, theta: Vector, point: hg.Point, most: float = math.inf) -> hg.Point | None:
+        """The point with the bounds that its local curvature gives; None if that costs more than `most` or is left."""
+        price = overheads(self.problem, point.lower.x, theta).local
+        if price is None or sum(price) > min(self.left, most) or not math.isfinite(float(point.lower.error)):
+            return None
+        hessian, cross = price
+        counts = self.counts
+        self.counts = counts._replace(
+            hessian_products=counts.hessian_products + hessian, cross_products=counts.cross_products + cross
+        )
+        return self._call(sharpen, self.problem, theta, point.lower)
 
     def move(self, theta: Vector, d: Vector, alpha: float, box: Any) -> tuple[Vector, float]:
         """P(theta + alpha d), and the length of that step."""
         trial, length = self._call(move, theta, d, jnp.asarray(alpha, jax.tree.leaves(d)[0].dtype), box)
         return trial, float(length)
+
+    def stationarity(self, theta: Vector, gradient: hg.Hypergradient, box: Any) -> float:
+        """||P(theta - z) - theta||; ||z|| without a box."""
+        return float(gradient.norm if box is None else self._call(measure, theta, gradient.gradient, box))
 
     def call(self, function: Any, *args: Any) -> Any:
         """A jitted program that costs nothing."""

@@ -12,14 +12,13 @@ from .meter import Counts
 from .problem import AbstractProblem, Vector
 from .results import RESULTS
 
-DEFAULT_TOLERANCE = 1e-3  # of the first ||z|| + omega
 ROUNDED = 1 + 1e-6  # eps is rounded to the dtype on its way into a solve
 
 
 class State(eqx.Module):
     """theta with its solved lower level `point`, the meter's readings, and what the method remembers in `memory`.
 
-    `known` are the readings from when theta was accepted; `tol` is nan until the first gradient has set it.
+    `known` are the readings from when theta was accepted; `tol` is nan until a gradient has set it.
     """
 
     theta: Vector
@@ -38,6 +37,7 @@ class Info(NamedTuple):
 
     `eps`, `delta`: the accuracies reached; `step`: the alpha accepted (nan if none); `counts`, `seconds`: the meter
     when these numbers became known; `certificate`: "proven", "probable", "estimated" or, with no gradient, "none".
+    `decrease`: what may be had from here by the method's model of f, nan where it has none or was not asked.
     """
 
     theta: Vector
@@ -53,6 +53,7 @@ class Info(NamedTuple):
     seconds: float
     certificate: str
     result: RESULTS | None
+    decrease: float = math.nan
 
 
 class AbstractMethod(eqx.Module):

@@ -12,14 +12,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from .hypergradient import weakest
 from .inputs import positive, prepare, same_shapes
-from .lower import AbstractLowerSolver, LowerSolution, descend
-from .meter import UNLIMITED, Counts, Meter, differentiate
+from .lower import AbstractLowerSolver, LowerSolution, descend, overhead
+from .meter import UNLIMITED, Counts, Meter, differentiate, overheads
+from .method import ROUNDED
 from .problem import AbstractProblem
+from .program import program
 from .results import RESULTS
 from .solvers import Nesterov
 
-minimise = eqx.filter_jit(descend)
+SMALL = 128  # numbers in x: H is then formed whatever the solve has cost
+
+minimise = program(descend)
 
 
 class HypergradientSolution(eqx.Module):
@@ -57,29 +62,49 @@ def hypergradient(
     *,
     eps: float = 1e-3,
     delta: float = 1e-3,
+    max_cost: float = math.inf,
     x0: PyTree | None = None,
     q0: PyTree | None = None,
     solver: AbstractLowerSolver = Nesterov(),
 ) -> HypergradientSolution:
     """f and grad f at theta with bounds on their errors: the lower level to eps, the adjoint to delta.
 
-    `eps` is in the units of x, ||x - xhat|| <= eps; `delta` in those of grad_x g, ||H q - grad_x g|| <= delta. `x0`,
-    `q0`: warm starts, such as `.x` and `.q` of a nearby one. Raises ValueError or TypeError for inputs as `solve` does.
+    `eps` is in the units of x, ||x - xhat|| <= eps; `delta` in those of grad_x g, ||H q - grad_x g|| <= delta. What is
+    reported is often far smaller: bounds are sharpened by H(x) itself where x has at most 128 numbers, or 2000 if that
+    costs no more than the solve did. `max_cost`: in gradients and products, never exceeded. `x0`, `q0`: warm starts,
+    such as `.x` and `.q` of a nearby one. Raises ValueError or TypeError for inputs as `solve` does.
     """
     positive(eps=eps, delta=delta)
     problem, theta, x0 = prepare(problem, theta, x0)
     if q0 is not None:
         same_shapes(q0, x0, "q0", "x")
     q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
-    meter = Meter(problem, solver, math.inf)
-    point = meter.solve(theta, x0, eps)
-    dtype = point.value.dtype
-    out = differentiate(problem, theta, point.lower, q0, jnp.asarray(delta, dtype), jnp.asarray(UNLIMITED, jnp.int32))
-    meter.add(out)
-    result = out.result if point.lower.result == RESULTS.converged else point.lower.result
+    known = overheads(problem, x0, theta)
+    pays(max_cost, known.solve + known.certificate + 1)
+    meter = Meter(problem, solver, max_cost)
+    ask, x, rest = eps, x0, known.certificate + 1
+    while True:
+        point = meter.solve(theta, x, ask, meter.left - rest)
+        small = optax.tree.size(x0) <= SMALL
+        point = meter.sharpen(theta, point, min(meter.left - rest, math.inf if small else meter.counts.cost)) or point
+        allowed = jnp.asarray(int(min(meter.left, UNLIMITED)), jnp.int32)
+        accuracy = jnp.asarray(delta, point.value.dtype)
+        out = differentiate(problem, theta, point.lower, q0, accuracy, allowed, meter.seed)
+        meter.add(out)
+        lowered = meter.corrected_mu(theta, point, out)
+        result = out.result if point.lower.result == RESULTS.converged else point.lower.result
+        enough = float(lowered.lower.error) <= eps or not float(out.mu) > 0 or result != RESULTS.converged
+        if enough or meter.left < known.solve + rest:
+            break
+        # conjugate gradients have seen less curvature than the estimate of mu says: the solve goes on
+        ask, x, q0 = ask * float(out.mu / point.lower.mu), point.lower.x, out.q
+    point = lowered
+    if result == RESULTS.converged and not float(point.lower.error) <= eps * ROUNDED:
+        result = RESULTS.max_cost_reached
+    broken = jnp.isnan(point.value_error) | jnp.isnan(out.error)
     return HypergradientSolution(
         point.value, point.value_error, out.gradient, out.error, point.lower.x, point.lower.error, out.q, out.delta,
-        result, meter.counts, out.certificate,
+        RESULTS.where(broken, RESULTS.non_finite, result), meter.counts, weakest(out.certificate, point.certificate),
     )  # fmt: skip
 
 
@@ -88,14 +113,24 @@ def solve_lower(
     theta: PyTree,
     *,
     eps: float = 1e-3,
+    max_cost: float = math.inf,
     x0: PyTree | None = None,
     solver: AbstractLowerSolver = Nesterov(),
 ) -> LowerSolution:
     """xhat(theta) to ||x - xhat|| <= eps: the trained model, the denoised image. `.x`, `.error`, `.result`.
 
-    Does not need `upper`. Raises ValueError or TypeError for inputs as `solve` does.
+    `max_cost`: in gradients and products, never exceeded. Does not need `upper`. Raises ValueError or TypeError for
+    inputs as `solve` does.
     """
     positive(eps=eps)
     problem, theta, x0 = prepare(problem, theta, x0, levels=("lower",))
+    pays(max_cost, overhead(problem, theta, optax.tree.size(x0)))
     dtype = jax.tree.leaves(x0)[0].dtype
-    return minimise(problem, solver, theta, x0, jnp.asarray(eps, dtype), jnp.asarray(UNLIMITED, jnp.int32))
+    allowed = jnp.asarray(int(min(max_cost, UNLIMITED)), jnp.int32)
+    return minimise(problem, solver, theta, x0, jnp.asarray(eps, dtype), allowed)
+
+
+def pays(max_cost: float, needed: int) -> None:
+    """Raises ValueError where a budget does not pay for what comes before the first step."""
+    if not max_cost >= needed:
+        raise ValueError(f"max_cost={max_cost} does not pay for what comes first, which takes {needed}: raise it")

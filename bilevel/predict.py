@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from .layout import replicate, stack
 from .problem import AbstractProblem, Vector
+from .program import program
 
 
 class AbstractPredictor(eqx.Module):
@@ -95,7 +96,7 @@ class Secants(AbstractPredictor):
         return memory
 
     def guess(self, memory, theta, x, trial):
-        used = jnp.arange(self.points) < memory.count
+        used = jnp.arange(self.points, dtype=memory.count.dtype) < memory.count
 
         def rows(stack, base):
             return jnp.concatenate([
@@ -122,7 +123,7 @@ class Secants(AbstractPredictor):
         return jax.tree.map(shift, x, memory.x)
 
 
-@eqx.filter_jit
+@program
 def observe(predictor: AbstractPredictor, memory: Any, theta: Vector, x: Vector) -> Any:
     """`predictor.observe`, one program for all methods."""
     return predictor.observe(memory, theta, x)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import optax
 from jaxtyping import Array, Float, PyTree
+
+from .norms import metric_norm
 
 Scalar = Float[Array, ""]
 Vector = PyTree[Float[Array, "..."]]
@@ -29,11 +30,17 @@ class Constants(eqx.Module):
     - `L_upper_theta`: Lipschitz constant in x of grad_theta g. Zero, without asking, where g does not read theta.
     - `rounding`: grad_x h is computed to u (L ||x|| + rounding), u the unit roundoff. The size of what it adds up
       beside H x, such as A^T b; left out unless such terms are larger than L ||x|| and cancel.
+    - `rounding_upper`: g is computed to u (sqrt(size of x) |g| + rounding_upper). Left out, it is measured: twice the
+      sum of |v dg/dv| over all numbers v that g reads, what an error of u in each of them would do.
+    - `rounding_cross`: J^T q is computed to u (||J|| + rounding_cross) ||q||_W. The size of what J adds up and cancels.
+    - `concordance`: S with e^{-S r} H(x) <= H(y) <= e^{S r} H(x) for ||y - x|| = r, in the order of symmetric matrices:
+      H changes by factors, where `L_hessian` is about differences (generalised self-concordance).
     - `convex_upper`: g is convex in x, which sharpens the lower end of the value interval.
     - `metric`: weights W >= 1, a pytree like x, with H(x) >= mu diag(W) for every x. Distances in x are then measured
       as ||v||_W = sqrt(sum W v^2) and gradients as ||r||_{W^-1} = sqrt(sum r^2 / W); every certificate holds as before
       with these norms (eps >= ||x - xhat||_W >= ||x - xhat||), and gets sharper where W is large. The other constants,
-      and those of `Bounds`, may stay Euclidean (they are valid in the metric too) or be given in it.
+      and those of `Bounds`, may stay Euclidean (they are valid in the metric too) or be given in it:
+      ||W^{-1/2} (H(x) - H(x')) W^{-1/2}|| <= L_hessian ||x - x'||_W, and so on. W < 1 is refused.
     """
 
     mu: Bound = None
@@ -43,6 +50,9 @@ class Constants(eqx.Module):
     L_cross: Bound = None
     L_upper_theta: Bound = None
     rounding: Bound = None
+    rounding_upper: Bound = None
+    rounding_cross: Bound = None
+    concordance: Bound = None
     metric: Vector | None = None
     convex_upper: bool = eqx.field(static=True, default=False)
 
@@ -97,9 +107,9 @@ class AbstractProblem(eqx.Module):
         return None
 
     def bounds(self, x: Vector, theta: Vector, q: Vector, radius: Scalar) -> Bounds:
-        """The first-order constants, M_H = L_H ||q|| and M_J = L_J ||q|| unless a problem knows better."""
+        """The first-order constants, M_H = L_H ||q||_W and M_J = L_J ||q||_W unless a problem knows better."""
         constants = self.constants(theta)
-        norm_q = optax.tree.norm(q)
+        norm_q = metric_norm(q, constants.metric)
         return Bounds(
             M_H=None if constants.L_hessian is None else constants.L_hessian * norm_q,
             M_J=None if constants.L_cross is None else constants.L_cross * norm_q,

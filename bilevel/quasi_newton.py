@@ -28,13 +28,16 @@ import jax.numpy as jnp
 import optax
 
 from . import secants
-from .direction import keep_certifiable, projected_step, quasi_newton_direction
+from .direction import keep_certifiable, projected_step, quasi_newton_direction, stationarity
 from .hypergradient import Hypergradient, Point
 from .lower import AbstractLowerSolver
 from .meter import Meter, Stop
-from .method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
+from .method import ROUNDED, AbstractMethod, Info, State
+from .norms import norm
 from .predict import AbstractPredictor, Secants, observe
 from .problem import Vector
+from .program import program
+from .refine import DEFAULT_TOLERANCE, default_tolerance, solved_to
 from .results import RESULTS
 from .solvers import LBFGS
 
@@ -45,7 +48,8 @@ MEANINGLESS = 0.01
 class Memory(NamedTuple):
     """The adjoint q; the accuracies to ask for next; the pairs, and the last (theta, z, omega), where the next one
     starts; what the predictor knows; `length` of the last step; `width`, a trial's interval over its eps; `work`, the
-    cost of the last accepted solve; `grow`, the first alpha to try."""
+    cost of the last accepted solve; `grow`, the first alpha to try; `quiet`, whether the last theta was within the
+    default tolerance but for one more look."""
 
     q: Vector
     eps: float
@@ -57,6 +61,7 @@ class Memory(NamedTuple):
     width: float
     work: int
     grow: float
+    quiet: bool
 
 
 class QuasiNewton(AbstractMethod):
@@ -97,6 +102,7 @@ class QuasiNewton(AbstractMethod):
         memory = Memory(
             optax.tree.zeros_like(x0), eps, delta, secants.empty(theta0, self.pairs),
             (zeros, zeros, math.inf), self.predictor.init(theta0, x0), math.nan, norm_g_x, meter.counts.cost, 1.0,
+            False,
         )  # fmt: skip
         known = (meter.counts, meter.seconds)
         return State(theta0, point, memory, math.nan, 0, meter.counts, meter.seconds, meter.compile_seconds, known)
@@ -119,6 +125,9 @@ class QuasiNewton(AbstractMethod):
                     run.forget()
         except Stop as stop:
             result = stop.result
+            if result == RESULTS.accuracy_floor and run.kept < math.inf:
+                # within the tolerance by B, and rounding hides whatever the flattest direction may leave
+                result, run.decrease = RESULTS.converged, run.kept
         return run.finish(accepted, result)
 
 
@@ -132,7 +141,9 @@ class _Step:
         self.tol = state.tol if tol is None else tol
         self.gradient: Hypergradient | None = None
         self.norm, self.omega, self.delta, self.certificate = math.nan, math.inf, math.inf, "none"
-        self.lower_floor = self.adjoint_floor = self.judged = False
+        self.by_default, self.whole, self.decrease = tol is None, math.nan, math.nan
+        self.promised = self.kept = math.inf
+        self.lower_floor = self.adjoint_floor = self.judged = self.turned = self.sharpened = self.within = False
         self.known, self.alpha = state.known, math.nan
 
     def certify(self, C: float) -> None:
@@ -140,33 +151,34 @@ class _Step:
         eps, delta, share = self.memory.eps, self.memory.delta, 0.4
         if not math.isfinite(float(self.point.lower.error)):
             raise Stop(self.point.lower.result)
+        begun = self.meter.counts.cost
         while True:
             if float(self.point.lower.error) > ROUNDED * eps and not self.lower_floor:
                 self.refine(eps)
                 self.gradient = None
             if self.gradient is None or (float(self.gradient.delta) > ROUNDED * delta and not self.adjoint_floor):
-                self.gradient = self.meter.differentiate(self.theta, self.point.lower, self.memory.q, delta)
-                self.adjoint_floor = bool(self.gradient.result == RESULTS.accuracy_floor)
-                self.memory = self.memory._replace(q=self.gradient.q)
-                self.omega, self.norm = float(self.gradient.error), float(self.gradient.norm)
-                self.delta, self.certificate = float(self.gradient.delta), self.gradient.certificate
-                if self.box is not None:
-                    _, self.norm = self.meter.move(self.theta, self.gradient.gradient, -1.0, self.box)
-                self.known = (self.meter.counts, self.meter.seconds)
-            if math.isnan(self.tol):
-                self.tol = DEFAULT_TOLERANCE * (self.norm + self.omega)
-            if self.norm + self.omega <= self.tol or self.norm + self.omega == 0:
-                self.correct()
+                self.differentiate(delta)
+            if math.isnan(self.tol) and self.omega <= self.whole / 2:
+                self.tol = default_tolerance(self.whole, self.omega, self.box)
+            small = self.norm + self.omega <= self.tol or self.norm + self.omega == 0
+            if small and self.exhausted():
                 raise Stop(RESULTS.converged)
-            if math.isnan(self.omega):
-                raise Stop(RESULTS.non_finite)
             # close to a stationary point all that is missing is the certificate
-            wanted = C * self.norm if self.norm >= 0.9 * self.tol else self.tol - self.norm
+            near = self.norm < 0.9 * self.tol and not small
+            wanted = self.tol - self.norm if near else C * self.norm
+            if math.isnan(self.tol):
+                wanted = min(wanted, self.whole / 2) if self.norm > 0 else self.whole / 2
             if self.omega <= wanted:
                 break
-            if (self.lower_floor or float(self.point.lower.error) == 0) and (
+            floor = (self.lower_floor or float(self.point.lower.error) == 0) and (
                 self.adjoint_floor or float(self.gradient.delta) == 0
-            ):
+            )
+            if self.sharpen(math.inf if floor else (self.meter.counts.cost - begun) / 3):
+                continue
+            if floor and math.isnan(self.tol) and self.omega <= C * self.norm:
+                self.tol = 0.0  # theta0's norm cannot be certified: nothing will be called converged
+                break
+            if floor:
                 raise Stop(RESULTS.accuracy_floor)
             # omega ~ per_eps eps + per_delta delta: each gets its share of what is wanted, and less at every repetition
             eps, delta = (
@@ -181,6 +193,37 @@ class _Step:
         wanted = 0.2 * self.method.C * self.norm
         self.memory = self.memory._replace(eps=self.affords("eps", wanted), delta=self.affords("delta", wanted))
 
+    def differentiate(self, delta: float) -> None:
+        """z, omega and what they tell."""
+        self.point, self.gradient = self.meter.differentiate(self.theta, self.point, self.memory.q, delta)
+        self.adjoint_floor = bool(self.gradient.result == RESULTS.accuracy_floor)
+        self.memory = self.memory._replace(q=self.gradient.q)
+        self.omega, self.whole = float(self.gradient.error), float(self.gradient.norm)
+        self.delta, self.certificate = float(self.gradient.delta), self.gradient.certificate
+        self.norm = self.meter.stationarity(self.theta, self.gradient, self.box)
+        self.known = (self.meter.counts, self.meter.seconds)
+
+    def exhausted(self) -> bool:
+        """Whether a gradient within the tolerance ends the run: it does where the tolerance was asked for. The default
+        one wants the decrease that may be left to be within a thousandth of the value, too, at two points running: on
+        an ill-conditioned f the gradient falls by a thousand long before f does."""
+        self.correct()
+        if not self.by_default or self.norm + self.omega == 0:
+            return True
+        self.direction()
+        enough = DEFAULT_TOLERANCE * abs(float(self.point.value))
+        self.within = self.decrease <= enough
+        self.kept = min(self.kept, self.promised if self.promised <= enough else math.inf)
+        return self.within and self.memory.quiet
+
+    def sharpen(self, most: float) -> bool:
+        """Bounds from H(x) itself, once, if they cost at most `most`: a third of what was spent in vain, or, where
+        nothing else is left, anything."""
+        point = None if self.sharpened else self.meter.sharpen(self.theta, self.point, most)
+        if point is not None:
+            self.point, self.gradient, self.sharpened = point, None, True
+        return point is not None
+
     def affords(self, name: str, share: float) -> float:
         """The eps, or delta, whose part of omega is `share`."""
         per = float(getattr(self.gradient, f"per_{name}"))
@@ -192,31 +235,31 @@ class _Step:
 
     def refine(self, eps: float, q: Vector | None = None) -> None:
         """The base to eps."""
-        point = self.meter.solve(self.theta, self.point.lower.x, eps, q=q)
-        if float(point.lower.error) > ROUNDED * eps:
-            if point.lower.result != RESULTS.accuracy_floor:
-                raise Stop(point.lower.result)
-            self.lower_floor = True
-        self.point = point
+        self.point = solved_to(self.meter, self.theta, self.point, eps, q)
+        self.lower_floor = float(self.point.lower.error) > ROUNDED * eps
 
     def direction(self) -> tuple[Vector, float]:
-        """d and the first alpha."""
+        """d and the first alpha, 0 where z vanishes."""
         theta, z, memory = self.theta, self.gradient.gradient, self.memory
         noise = self.number(MEANINGLESS * (self.omega + memory.last[2]))
         pairs, d, *told = self.meter.call(direct, memory.pairs, theta, z, *memory.last[:2], noise, self.box)
-        norm, used, learnt = (v.item() for v in jax.device_get(told))
-        # no curvature seen: the step was too short for it, or f is concave along it
-        grow = 1.0 if learnt else 2 * memory.grow
-        self.memory = memory._replace(pairs=pairs, grow=grow, last=(theta, z, self.omega))
+        size, used, learnt, slope, flattest = (v.item() for v in jax.device_get(told))
+        if not self.turned:
+            # no curvature seen: the step was too short for it, or f is concave along it
+            self.memory = memory._replace(grow=1.0 if learnt else 2 * memory.grow)
+        # what B promises, or as if all of z lay along the flattest direction seen: B knows little of those it has not
+        self.promised = -slope / 2 if used else math.inf if size > 0 else 0.0
+        self.turned, self.decrease = True, max(self.promised, flattest / 2)
+        self.memory = self.memory._replace(pairs=pairs, last=(theta, z, self.omega))
         length = memory.length
-        if not norm > 0:
-            raise Stop(RESULTS.accuracy_floor)
+        if not size > 0:
+            return d, 0.0
         if math.isnan(length):  # a move of about one for each hyperparameter
             first = self.method.first
-            return d, math.sqrt(optax.tree.size(theta)) / norm if first is None else first
+            return d, math.sqrt(optax.tree.size(theta)) / size if first is None else first
         if not used:
-            return d, 2 * length / norm
-        return d, min(self.memory.grow, 10 * length / norm)
+            return d, 2 * length / size
+        return d, min(self.memory.grow, 10 * length / size)
 
     def number(self, value: float) -> Any:
         return jnp.asarray(value, self.point.value.dtype)
@@ -230,6 +273,8 @@ class _Step:
         method, meter = self.method, self.meter
         self.correct()
         d, alpha = self.direction()
+        if alpha == 0:
+            raise Stop(RESULTS.accuracy_floor)
         predictor = method.predictor
         guesses = meter.call(observe, predictor, self.memory.guesses, self.theta, self.point.lower.x)
         self.memory = self.memory._replace(guesses=guesses)
@@ -305,28 +350,39 @@ class _Step:
         value, value_error, eps = (float(v) for v in (point.value, point.value_error, point.lower.error))
         info = Info(
             self.theta, self.state.steps, value, value_error, self.norm, self.omega, eps, self.delta, self.alpha,
-            *self.known, self.certificate, result,
+            *self.known, self.certificate, result, self.decrease,
         )  # fmt: skip
         theta, steps, known = self.theta, self.state.steps, self.state.known
         if accepted is not None:
             theta, point, work, length = accepted
-            memory = memory._replace(work=work, length=length)
+            memory = memory._replace(work=work, length=length, quiet=self.within)
             steps, known = steps + 1, (meter.counts, meter.seconds)
         state = State(theta, point, memory, self.tol, steps, meter.counts, meter.seconds, meter.compile_seconds, known)
         return state, info
 
 
-@eqx.filter_jit
+@program
 def direct(pairs, theta, z, theta_last, z_last, noise, box):
-    """The pairs with the last step's, d, ||d||, whether the pairs made it, and whether the last step told a positive
-    curvature."""
+    """The pairs with the last step's, d, ||d||, whether the pairs made it, whether the last step told a positive
+    curvature, <z, d>, and ||z||^2 over the least curvature <s, y> / ||s||^2 of all pairs."""
     s, y = optax.tree.sub(theta, theta_last), optax.tree.sub(z, z_last)
-    y = optax.tree.where(optax.tree.norm(y) > noise, y, optax.tree.zeros_like(y))
+    y = optax.tree.where(norm(y) > noise, y, optax.tree.zeros_like(y))
     new = secants.push(pairs, s, y)
-    return new, *quasi_newton_direction(new, theta, z, box), new.count > pairs.count
+    d, size, used = quasi_newton_direction(new, theta, z, box)
+    curved = jnp.diagonal(new.products)
+    flattest = jnp.max(jnp.where(curved > 0, jax.vmap(norm)(new.s) ** 2 / jnp.where(curved > 0, curved, 1), 0))
+    return (
+        new,
+        d,
+        size,
+        used,
+        new.count > pairs.count,
+        optax.tree.vdot(z, d),
+        flattest * stationarity(theta, z, box) ** 2,
+    )
 
 
-@eqx.filter_jit
+@program
 def propose(problem, predictor, guesses, theta, x, z, d, alpha, wall, box):
     """theta+, a guess of its x, ||theta+ - theta||, and <z, theta - theta+>."""
     trial, _ = projected_step(theta, d, alpha, box)
@@ -334,4 +390,4 @@ def propose(problem, predictor, guesses, theta, x, z, d, alpha, wall, box):
     if box is not None:
         trial = jax.tree.map(jnp.clip, trial, *box)
     step = optax.tree.sub(trial, theta)
-    return trial, predictor.guess(guesses, theta, x, trial), optax.tree.norm(step), -optax.tree.vdot(z, step)
+    return trial, predictor.guess(guesses, theta, x, trial), norm(step), -optax.tree.vdot(z, step)

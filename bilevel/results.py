@@ -19,7 +19,8 @@ class RESULTS(eqx.Enumeration):
         "Raise `max_cost`, or resume from the checkpoint."
     )
     accuracy_floor = (
-        "The accuracy needed is below what this dtype can deliver. Run in float64, or accept the error reported."
+        "More accuracy is needed than the dtype of the data can deliver (float64 has more than float32): what is "
+        "reported, with its error, is what can be known here."
     )
     no_decrease = (
         "No step with certified decrease was found and the accuracy rule offers no more accuracy. "
@@ -27,14 +28,18 @@ class RESULTS(eqx.Enumeration):
     )
     non_finite = "A value, gradient or Hessian product was not finite. Check the data, theta0 and the problem's range."
     lower_stalled = (
-        "The lower-level solver made no progress any more, far above the rounding floor: does `lower` lack a "
-        "minimiser, have a kink, a wrong derivative rule or a declared L that is too small? `bilevel.check_problem` "
-        "looks for these."
+        "The lower-level solver made no progress any more, far above the rounding floor: does `lower` have a kink (an "
+        "absolute value has to be smoothed), no minimiser, a wrong derivative rule or a declared L that is too small? "
+        "`bilevel.check_problem` looks for these."
     )
     not_strongly_convex = (
         "The lower level curves less than the declared mu in some direction, so no certificate holds. "
         "Correct `Constants(mu=...)`, or add a strongly convex term to `lower`; "
         "`bilevel.check_problem` measures the curvature."
+    )
+    not_convex = (
+        "The lower level was measured not to curve upwards in some direction, so it singles out no x, and nothing can "
+        "be certified. Add a strongly convex term to `lower`; if it has one, give its curvature as `Constants(mu=...)`."
     )
     checkpoint_failed = (
         "The checkpoint could not be written (is the disk full?). The last good checkpoint is untouched and the "
@@ -56,7 +61,8 @@ class Solution(eqx.Module):
     - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met.
     - `history`: 1-D NumPy arrays by name; entry k describes theta_k at the cost at which it became known.
     - `cost`, `seconds`: all that was spent, compilation left out; `compile_seconds`: tracing and compiling.
-    - `message`: the result in words. - `state`: where the next step would start; `state.counts` has the cost by kind.
+    - `message`: the result in words, with what was shown. - `state`: where the next step would start;
+      `state.counts` has the cost by kind.
     """
 
     theta: PyTree[Array]
@@ -70,6 +76,7 @@ class Solution(eqx.Module):
     history: dict[str, np.ndarray]
     compile_seconds: float
     state: Any
+    detail: str = ""
 
     @property
     def converged(self) -> bool:
@@ -77,7 +84,7 @@ class Solution(eqx.Module):
 
     @property
     def message(self) -> str:
-        return str(RESULTS[self.result])
+        return f"{RESULTS[self.result]} {self.detail}".strip()
 
     @property
     def cost(self) -> int:

@@ -21,6 +21,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .layout import replicate, stack
+from .norms import norm
 from .problem import Scalar, Vector
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -54,7 +55,7 @@ def push(
     finite, since B would not stay positive."""
     sy = optax.tree.vdot(s, y)
     yPy = optax.tree.vdot(y, y if precondition is None else precondition(y))
-    usable = when & (sy > 1e-10 * optax.tree.norm(s) * optax.tree.norm(y))
+    usable = when & (sy > 1e-10 * norm(s) * norm(y))
     at = pairs.count % len(pairs.products)
 
     column = dots(pairs.s, y).at[at].set(sy)
@@ -71,7 +72,7 @@ def push(
         jax.tree.map(write, pairs.y, y),
         pairs.products.at[:, at].set(column),
         jnp.where(usable, sy / jnp.where(usable, yPy, 1), pairs.gamma),
-        pairs.count + usable,
+        pairs.count + usable.astype(pairs.count.dtype),
     )
 
 
@@ -79,7 +80,7 @@ def restrict(pairs: Pairs, free: PyTree[Bool[Array, "..."]]) -> Pairs:
     """The pairs of the entries that are free; one whose curvature there is not positive drops out."""
     s, y = (jax.tree.map(lambda v, free: jnp.where(free[None], v, 0), stack, free) for stack in (pairs.s, pairs.y))
     products = jax.vmap(lambda y: dots(s, y), out_axes=1)(y)
-    s_norms, y_norms = (jax.vmap(optax.tree.norm)(stack) for stack in (s, y))
+    s_norms, y_norms = (jax.vmap(norm)(stack) for stack in (s, y))
     sy = jnp.diagonal(products)
     usable = (jnp.diagonal(pairs.products) > 0) & (sy > 1e-10 * s_norms * y_norms)
     s, y = (jax.tree.map(lambda v: jax.vmap(jnp.multiply)(usable.astype(v.dtype), v), stack) for stack in (s, y))

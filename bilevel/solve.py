@@ -82,7 +82,9 @@ def solve(
     - `method`: `quasi_newton()` (the default), `maid()`, `hoag(...)`, `fixed_accuracy(...)`, `self_tuning()`, or one of
       your own, an `AbstractMethod`.
     - `tol`: stop when ||z|| + omega <= tol, a bound on ||grad f|| (with bounds: on ||P(theta - grad f) - theta||, with
-      the same P). Default: 1e-3 of its first value.
+      the same P). Left out, it is a thousandth of the norm that is certified at theta0, and the default method, which
+      learns of f's curvature, must also leave no more decrease to be had than a thousandth of the value: 1/2 <z, B z>,
+      and 1/2 ||z||^2 over the least curvature seen, at two points running.
     - `max_steps`, `max_cost`: budgets in outer steps and in gradients and products; max_cost is never exceeded.
     - `bounds`: (lo, hi), each a number or a pytree like theta0. - `x0`: where the first lower-level solve starts.
     - `progress`: a bar on the terminal; never elsewhere. - `callback(state, info)`: called after every step, with
@@ -145,8 +147,24 @@ def solve(
         gradient_norm=info.gradient_norm, gradient_error=info.gradient_error,
         certified=state.point.certified if info.certificate == "none" else info.certificate != "estimated",
         result=result, history={name: np.asarray(column) for name, column in history.items()},
-        compile_seconds=state.compile_seconds, state=state,
+        compile_seconds=state.compile_seconds, state=state, detail=_detail(result, info, state.tol, tol is None),
     )  # fmt: skip
+
+
+def _detail(result: RESULTS, info: Info, tol: float, by_default: bool) -> str:
+    """What was shown of the last theta, beside the name of the result."""
+    most = info.gradient_norm + info.gradient_error
+    if result == RESULTS.converged and most == 0:
+        return "The gradient is zero, and nothing is uncertain about it."
+    if result == RESULTS.converged:
+        source = ", a thousandth of its norm at theta0" if by_default else ""
+        promised = "" if math.isnan(info.decrease) else (
+            f", and the decrease that its curvatures leave, {info.decrease:.1e}, within a thousandth of the value"
+        )  # fmt: skip
+        return f"The gradient's norm is at most {most:.1e}, within {tol:.1e}{source}{promised}."
+    if result == RESULTS.accuracy_floor and math.isfinite(most):
+        return f"theta is stationary to within {most:.1e}."
+    return ""
 
 
 def _saver(path, history, prints):

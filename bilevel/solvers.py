@@ -66,7 +66,7 @@ class LBFGS(AbstractLowerSolver):
         return memory[0]
 
     def init(self, x, rho, curvature):
-        zero = jnp.zeros_like(optax.tree.norm(x))
+        zero = jnp.zeros((), jax.tree.leaves(x)[0].dtype)
         nothing = optax.tree.zeros_like(x)
         return curvature, x, nothing, nothing, zero, zero
 
@@ -104,8 +104,8 @@ class NewtonCG(AbstractLowerSolver):
     """
 
     def init(self, x, rho, curvature):
-        norm = optax.tree.norm(rho)
-        return x, optax.tree.zeros_like(x), jnp.full_like(norm, jnp.inf), jnp.zeros_like(norm), jnp.zeros_like(norm)
+        zero = jnp.zeros((), jax.tree.leaves(x)[0].dtype)
+        return x, optax.tree.zeros_like(x), jnp.full_like(zero, jnp.inf), zero, zero
 
     def step(self, level, it):
         base, d, previous, t, first = it.memory
@@ -115,9 +115,9 @@ class NewtonCG(AbstractLowerSolver):
             eta = jnp.minimum(0.5, jnp.sqrt(it.dual / begun))
             goal = jnp.maximum(eta * it.dual, 0.5 * jnp.minimum(level.goal, it.dual))
             zeros = optax.tree.zeros_like(it.x)
-            d, products, bad = cg_iterations(
+            d, products, bad, _ = cg_iterations(
                 lambda v: level.product(it.x, v), zeros, optax.tree.scale(-1, it.rho), lambda q: goal,
-                mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
+                mu=level.disproof, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
                 metric=level.metric, precondition=level.preconditioner,
             )  # fmt: skip
             return (it.x, d, it.dual, jnp.ones_like(t), begun), products, bad

@@ -117,19 +117,17 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
         "one part after another": [m for m in chain if m in table],
         "one part": [m for m in table if m not in chain[1:]],
     }
-    ends = []
+    ends, k = [], next(iter(table.values()))[0].steps["k"]
     for a, (title, methods) in zip(axes, sides.items(), strict=True):
         for method in methods:
             loss = np.array([run.steps["valid_loss"] for run in table[method]])
-            a.plot(table[method][0].steps["k"], loss.mean(0), color=COLOURS[method], label=method)
-            a.fill_between(
-                table[method][0].steps["k"], loss.min(0), loss.max(0), color=COLOURS[method], alpha=0.12, lw=0
-            )
+            a.plot(k, loss.mean(0), color=COLOURS[method], label=method)
+            a.fill_between(k, loss.min(0), loss.max(0), color=COLOURS[method], alpha=0.12, lw=0)
             ends.append(loss.mean(0))
         a.set(xlabel="epochs", title=title)
         a.legend()
     ends = np.array(ends)
-    axes[0].set(ylabel="validation loss", ylim=(0.97 * ends.min(), 1.02 * np.median(ends[:, : 1 + ends.shape[1] // 8])))
+    axes[0].set(ylabel="validation loss", ylim=(0.97 * ends.min(), 1.02 * np.median(ends[:, k <= 1 + k[-1] // 8])))
     style.save(figure, figures.with_name(f"{figures.name}_losses.png"))
 
     steps = next(iter(table.values()))[0].steps

@@ -185,9 +185,10 @@ class Ended(Exception):
 
 
 class Watch:
-    """Sees every point of a run: judges f outside the clock where it may matter, writes the curve, ends the run."""
+    """Sees every point of a run: judges f outside the clock where it may matter, writes the curve (with a `log`), ends
+    the run."""
 
-    def __init__(self, log: record.Log, run: str, case: Case):
+    def __init__(self, log: record.Log | None, run: str, case: Case):
         self.log, self.run, self.case = log, run, case
         self.start, self.compiled, self.next, self.k, self.reached = time.perf_counter(), CLOCK.seconds, 0.0, 0, None
 
@@ -209,7 +210,8 @@ class Watch:
             solved = f <= self.case.target
             if solved or total >= self.next:  # eight points of the curve a decade
                 self.next = total * 10 ** (1 / 8)
-                self.log.write("judged", self.run, k=self.k, cost=cost, f=f, **spent)
+                if self.log is not None:
+                    self.log.write("judged", self.run, k=self.k, cost=cost, f=f, **spent)
             if solved:
                 self.reached = {"cost": cost, **spent}
         self.start, self.compiled = self.start + time.perf_counter() - stopped, self.compiled + CLOCK.seconds - clock
@@ -217,12 +219,12 @@ class Watch:
             raise Ended
 
 
-def one(log: record.Log, run: str, kind: str, name: str, method, case: Case) -> None:
-    """One run: a line for the settings, some for its curve, one for when its target was reached, if it was."""
+def one(log: record.Log, run: str, kind: str, name: str, method, case: Case, curve: bool) -> None:
+    """One run: a line for the settings, perhaps some for its curve, one for when its target was reached, if it was."""
     settings = {"method": name, "problem": kind, "target": case.target, "best": case.best}
     settings |= {"max_cost": case.max_cost, "max_seconds": case.max_seconds}
     log.write("config", run, **settings, **record.environment())
-    watch, result = Watch(log, run, case), "The optimiser stopped by itself."
+    watch, result = Watch(log if curve else None, run, case), "The optimiser stopped by itself."
     try:
         if isinstance(method, bilevel.AbstractMethod):
             problem = case.euclidean if name.startswith("hoag") and case.euclidean is not None else case.problem

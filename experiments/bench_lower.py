@@ -17,6 +17,7 @@ import time
 import bench_cases
 import jax
 import numpy as np
+import packed
 import record
 from lower_candidates import HalfQuadratic, NonlinearCG, PrimalDual, RegularisedNewton
 from tqdm import tqdm
@@ -184,3 +185,4 @@ if __name__ == "__main__":
     members(log)
     estimates(log)
     whole_runs(log, max_cost=10_000)
+    packed.pack(log.path)

@@ -50,6 +50,7 @@ PARTS = {
     "one pair": bilevel.QuasiNewton(pairs=1),
 }
 LONG, CERTIFIED, SIXTEEN = ("FoE", "MNIST"), "TV, certified", "TV, sixteen"
+SHOWN = ("TV", "digits 640, 1e-2", *LONG)  # the curves of their first draws are logged, for the figure
 FIRST = [(eps, step) for eps in (1e2, 1.0, 1e-2, 1e-4) for step in (1e-4, 1e-2, 1.0, 100.0)]
 REPEATED = ("TV", "digits")  # the same problem again, rather than other draws
 SMOKE = {"max_cost": 100, "max_seconds": 30.0}
@@ -92,7 +93,7 @@ def solve(log: record.Log, packaged: bool, smoke: bool, full: bool = False) -> N
             case = case._replace(**SMOKE)
         elif draw == 0 or kind.startswith(REPEATED):
             jax.clear_caches()
-        one(log, run, kind, name, method, case)
+        one(log, run, kind, name, method, case, curve=draw == 0 and kind in SHOWN)
 
 
 def arrived(log: record.Log, run: str) -> bool:
@@ -191,7 +192,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     axes[1].legend(loc="lower right")
     style.save(figure, figures.with_name(f"{figures.name}_profile.png"))
 
-    shown = [kind for kind in ("TV", "digits 640, 1e-2", *LONG) if kind in rows]
+    shown = [kind for kind in SHOWN if kind in rows]
     figure, axes = plt.subplots(2, len(shown), figsize=(4.2 * len(shown), 7.6), squeeze=False)
     for column, kind in zip(axes.T, shown, strict=True):
         for name in METHODS:

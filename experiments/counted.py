@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import record
 from jaxtyping import PyTree
 
 import bilevel
+from bilevel.inputs import prepare
+from bilevel.meter import Meter
 
 CLOCK, DEFAULT = record.CompileClock(), bilevel.Nesterov()
 
@@ -56,16 +59,20 @@ class Residuals(Value):
 
 
 class Gradient:
-    """f and grad f by `bilevel.hypergradient` at one fixed accuracy, warm-started."""
+    """f and grad f as `bilevel.hypergradient` has them, at one fixed accuracy and warm-started. An optimiser from
+    elsewhere looks at no bound, so none is paid for beyond the first."""
 
     def __init__(self, problem: bilevel.AbstractProblem, eps: float, solver: Any = DEFAULT):
         self.problem, self.eps, self.solver, self.warm = problem, eps, solver, {}
 
     def __call__(self, theta: np.ndarray) -> Answer:
-        eps = self.eps
-        hg = bilevel.hypergradient(self.problem, theta, eps=eps, delta=eps, solver=self.solver, **self.warm)
-        self.warm = {"x0": hg.x, "q0": hg.q}
-        return Answer(float(hg.value), (float(hg.value), jax.tree.map(np.asarray, hg.gradient)), hg.counts.cost, hg.x)
+        problem, theta, x = prepare(self.problem, theta, self.warm.get("x0"))
+        meter = Meter(problem, self.solver, math.inf)
+        point = meter.solve(theta, x, self.eps)
+        point, z = meter.differentiate(theta, point, self.warm.get("q0", optax.tree.zeros_like(x)), self.eps)
+        x, value = point.lower.x, float(point.value)
+        self.warm = {"x0": x, "q0": z.q}
+        return Answer(value, (value, jax.tree.map(np.asarray, z.gradient)), meter.counts.cost, x)
 
 
 class Implicit:

@@ -1,15 +1,19 @@
 """min over theta  1/n sum 1/2 ||xhat_i - clean_i||^2,   xhat_i the total-variation denoising of noisy_i with theta.
 
-Learns theta = (log weight, log smoothing) from eight photographs and shows what it does to one that nobody trained on.
-The photographs come with scikit-image and scikit-learn. `make demo`, or `python experiments/demo.py`; `--draw` makes
-the figure again from the log.
+Learns theta = (log weight, log smoothing) from eight photographs, by the default method to its default tolerance, and
+shows what that does to one that nobody trained on. The photographs come with scikit-image and scikit-learn.
+
+`make demo`, or `python experiments/demo.py`, writes into `experiments/demo`, which git ignores; `make demo-figure`, or
+`--record`, into the log and the figure that the README shows. `--draw` makes the figure again from the log.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
+import packed
 import record
 import style
 from matplotlib import pyplot as plt
@@ -21,22 +25,24 @@ from problems import data
 
 jax.config.update("jax_enable_x64", True)
 
-LOG = style.HERE / "logs" / "demo.jsonl"
-FIGURE = style.HERE / "figures" / "demo.png"
 SIZE, SIGMA, SEED, HELD_OUT = 256, 0.1, 0, "chelsea"
 THETA0 = (-5.0, -5.0)
-TOL = 1.0  # on the gradient's norm, about a hundredth of its largest value on the way
+METHOD = "quasi-newton"  # the default
 
 
-def solve() -> None:
+def log_in(place: Path) -> record.Log:
+    return record.Log(place / "logs" / "demo.jsonl")
+
+
+def solve(place: Path) -> None:
     """Learn, print the table, write the log and the pictures beside it."""
     clock, start = record.CompileClock(), time.perf_counter()
     train, held_out = data.denoising_set("photographs", sigma=SIGMA, seed=SEED, held_out=[HELD_OUT], size=SIZE)
     print(f"Learning from {', '.join(train.names)}; {HELD_OUT} is held out. {SIZE} x {SIZE} pixels, noise {SIGMA}.")
     problem = problems.TotalVariation(train.clean, train.noisy)
-    config = {"method": "maid", "train": train.names, "held_out": HELD_OUT, "size": SIZE, "sigma": SIGMA, "seed": SEED}
-    log = record.Log(LOG, fresh=True)
-    solution = record.solve(log, "maid", config, problem, np.array(THETA0), bilevel.maid(), tol=TOL)
+    config = {"method": METHOD, "train": train.names, "held_out": HELD_OUT, "size": SIZE, "sigma": SIGMA, "seed": SEED}
+    log = record.Log(log_in(place).path, fresh=True)
+    solution = record.solve(log, METHOD, config, problem, np.array(THETA0))
 
     # All nine photographs with the parameters before and after: one program, compiled once.
     noisy, clean = (np.concatenate([getattr(s, name) for s in (train, held_out)]) for name in ("noisy", "clean"))
@@ -48,9 +54,8 @@ def solve() -> None:
     quality = {name: {"train": np.mean(p[:n]), "held_out": np.mean(p[n:])} for name, p in psnr.items()}
     log.write("config", "psnr")
     log.write("end", "psnr", **quality)
-    images["clean"] = clean
-    eight_bits = {name: (255 * x[-1].clip(0, 1)).round().astype(np.uint8) for name, x in images.items()}
-    np.savez_compressed(LOG.with_suffix(".npz"), **eight_bits)
+    packed.pack(log.path)
+    style.save_pictures(log.path.with_suffix(".png"), {name: x[-1:] for name, x in (images | {"clean": clean}).items()})
 
     s, counts = solution, solution.state.counts
     print()
@@ -77,17 +82,18 @@ def solve() -> None:
     ]
     width = max(len(name) for name, _ in facts)
     print("\n".join(f"{name.ljust(width)}  {fact}" for name, fact in facts))
-    draw()
-    print(f"\nThe photograph nobody trained on: {FIGURE.relative_to(style.HERE.parent)}")
+    figure, log = (path.relative_to(style.HERE.parent) for path in (draw(place), log.path))
+    print(f"\nThe photograph nobody trained on: {figure}; what was measured: {log}.")
     print(f"{time.perf_counter() - start:.0f} s in all.")
 
 
-def draw() -> None:
-    """The figure, from the log alone."""
-    runs = record.read(LOG)
-    if "maid" not in runs:
-        raise SystemExit(f"{LOG.relative_to(style.HERE.parent)} holds no run; run `make demo` first.")
-    run, images = runs["maid"], dict(np.load(LOG.with_suffix(".npz")))
+def draw(place: Path) -> Path:
+    """The figure, from the log and the pictures beside it."""
+    log = log_in(place)
+    run = next((run for run in record.ended(log).values() if "method" in run.config), None)
+    if run is None:
+        raise SystemExit(f"{log.path.relative_to(style.HERE.parent)} holds no run; run without --draw first.")
+    images = {name: sheet[0] for name, sheet in style.load_pictures(log.path.with_suffix(".png")).items()}
     steps, end = run.steps, run.end
     style.use()
     figure = plt.figure(figsize=(11, 6.4))
@@ -99,10 +105,10 @@ def draw() -> None:
         "clean": "clean, never trained on",
     }
     for axes, (name, title) in zip(top.subplots(1, 4), titles.items(), strict=True):
-        psnr = "" if name == "clean" else f"{data.psnr(images[name] / 255, images['clean'] / 255):.1f} dB"
-        style.picture(axes, images[name] / 255, f"{title}\n{psnr}")
+        psnr = "" if name == "clean" else f"{data.psnr(images[name], images['clean']):.1f} dB"
+        style.picture(axes, images[name], f"{title}\n{psnr}")
     axes = dict(zip(("value", "gradient"), bottom.subplots(1, 2), strict=True))
-    cost, colour = steps["cost"], style.COLOURS["maid"]
+    cost, colour = steps["cost"], style.COLOURS[run.config["method"]]
 
     above = steps["value"][:-1] - end["value"]
     error = steps["value_error"][:-1] + end["value_error"]
@@ -125,10 +131,12 @@ def draw() -> None:
     for a in axes.values():
         a.set(xscale="log", yscale="log", xlabel="cost: gradients and products of the lower level")
         a.yaxis.set_minor_formatter(NullFormatter())
-    style.save(figure, FIGURE)
+    return style.save(figure, place / "figures" / "demo.png")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser = argparse.ArgumentParser(description="Learn a total-variation denoiser from eight photographs.")
+    parser.add_argument("--record", action="store_true", help="write the log and the figure that are committed")
     parser.add_argument("--draw", action="store_true", help="only draw the figure, from the log")
-    draw() if parser.parse_args().draw else solve()
+    options = parser.parse_args()
+    (draw if options.draw else solve)(style.HERE if options.record else style.HERE / "demo")

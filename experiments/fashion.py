@@ -317,9 +317,22 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
 
 
 def found(run: record.Run, by: str, limit: float) -> tuple[int, int]:
-    """(which step is the best of those that began before `limit` seconds or gradients, how many did)."""
-    inside = int(np.sum(np.append(0.0, run.steps[by][:-1]) < limit))
-    return int(np.nanargmin(run.steps["value"][:inside])), inside
+    """(which step is the best of those that began before `limit` seconds or gradients, which is the last of these)."""
+    last = min(int(np.searchsorted(run.steps[by], limit)), len(run.steps["k"]) - 1)
+    return int(np.nanargmin(run.steps["value"][: last + 1])), last
+
+
+def keep(runs: dict[str, record.Run]) -> dict[str, set[int]]:
+    """The trainings of a search; the epochs of a self-tuned network that are the best so far or in which a budget
+    ended, and every other one of Delta-STN's, whose schedules are drawn."""
+    kept = {}
+    for key, run in runs.items():
+        value, random = run.steps["value"], runs[name(METHODS[0], run.config["network"], run.config["seed"])].end
+        best = value < np.fmin.accumulate(np.append(np.inf, value[:-1]))
+        ends = [found(run, by, random[by])[1] for by in ("seconds", "gradients")]
+        every = {"Delta-STN": 2, "STN": len(value)}.get(run.config["method"], 1)
+        kept[key] = {int(k) for k in (*run.steps["k"][best], *run.steps["k"][ends], *run.steps["k"][::every])}
+    return kept
 
 
 def groups(runs: dict[str, record.Run]) -> dict[str, dict[str, list[record.Run]]]:
@@ -341,10 +354,10 @@ def report(runs: dict[str, record.Run]) -> None:
             columns = {"value": [], "test_loss": [], "accuracy": [], "inside": []}
             for run in group:
                 limit = runs[name(METHODS[0], network, run.config["seed"])].end[by]
-                best, inside = found(run, by, limit) if label in methods else (0, 1)
+                best, last = found(run, by, limit) if label in methods else (0, 0)
                 for column in ("value", "test_loss", "accuracy"):
                     columns[column].append(run.steps[column][best])
-                columns["inside"].append(inside)
+                columns["inside"].append(run.steps["k"][last])
                 limits.append(limit)
             what = "epochs" if label in SELF_TUNING else "trainings"
             rows.append((
@@ -408,5 +421,5 @@ def so_far(run: record.Run, seconds: np.ndarray) -> np.ndarray:
 if __name__ == "__main__":
     record.main(
         "fashion", "Self-tuning networks against searches on Fashion-MNIST.", solve, report, draw,
-        needs=partial(everything, False),
+        needs=partial(everything, False), keep=keep,
     )  # fmt: skip

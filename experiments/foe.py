@@ -45,6 +45,7 @@ AS_PUBLISHED = "maid, as published"  # with all 2449 hyperparameters; the others
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "china", "coffee")
 JUDGE_EPS = 1e-3  # in ||x||: the value, about 10, is then known to 1e-3
 PUBLISHED = {1e3: 11.7, 1e4: 8.7, 1e5: 7.8}  # MAID's values by cost, read off a slide of the authors
+PICTURES = {"noisy": "noisy", "tv": "total variation", "maid": "Fields of Experts", "clean": "clean"}
 SHOWN = ("kodim19.png", "kodim21.png", "kodim23.png", "chelsea")
 # Products of a K x s^2 matrix and s^2 x pixels that a kernel cannot do without, an image. X, Q: patches of x and q.
 PRODUCTS = {
@@ -77,7 +78,8 @@ def images(packaged: bool, smoke: bool) -> dict[str, data.Pairs]:
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     """Every run that is not in the log yet."""
     if not log.path.exists():
-        log.path.with_suffix(".npz").unlink(missing_ok=True)
+        for suffix in (".npz", ".png"):
+            log.path.with_suffix(suffix).unlink(missing_ok=True)
     sets = images(packaged, smoke)
     train, (filters, size), budget = sets["training"], (6, 5) if smoke else FILTERS, 300 if smoke else BUDGET
     theta0 = foe.initial(0, filters, size)
@@ -150,12 +152,10 @@ def denoise(log: record.Log, name: str, at, sets: dict[str, data.Pairs]) -> None
     psnr = np.split(data.psnr(x, clean), groups)
     log.write("config", f"psnr, {name}", **{where: pairs.names for where, pairs in sets.items()})
     log.write("end", f"psnr, {name}", **dict(zip(sets, psnr, strict=True)))
-    names = [image for pairs in sets.values() for image in pairs.names]
-    shown = [names.index(image) for image in SHOWN if image in names]
-    pictures = {
-        f"pictures, {kind}": np.uint8(255 * v[shown].clip(0, 1) + 0.5) for kind, v in ((name, x), ("clean", clean))
-    }
-    keep(log, **pictures)
+    if name in PICTURES:
+        names, path = [image for pairs in sets.values() for image in pairs.names], log.path.with_suffix(".png")
+        shown = [names.index(image) for image in SHOWN if image in names]
+        style.save_pictures(path, style.load_pictures(path) | {name: x[shown], "clean": clean[shown]})
 
 
 def stiffness(log: record.Log, cases: dict) -> None:
@@ -254,9 +254,9 @@ def report(runs: dict[str, record.Run]) -> None:
 
 
 def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
-    """The figures, from the log and the arrays beside it."""
+    """The figures, from the log and the arrays and pictures beside it."""
     style.use()
-    arrays = dict(np.load(beside.with_suffix(".npz")))
+    arrays, pictures = dict(np.load(beside.with_suffix(".npz"))), style.load_pictures(beside.with_suffix(".png"))
 
     figure, a = plt.subplots(figsize=(8.6, 4.8))
     start = next(runs[name].steps["value"][0] for name in METHODS if name in runs)  # the same f(theta_0) for all
@@ -297,15 +297,14 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
 
         where = {image: (group, i) for group, names in images_of(runs).items() for i, image in enumerate(names)}
         shown = [image for image in SHOWN if image in where]
-        titles = {"noisy": "noisy", "tv": "total variation", "maid": "Fields of Experts", "clean": "clean"}
         figure, axes = plt.subplots(len(shown), 4, figsize=(8.4, 2.3 * len(shown)), squeeze=False)
         for i, (image, row) in enumerate(zip(shown, axes, strict=True)):
             group, position = where[image]
-            for a, (name, title) in zip(row, titles.items(), strict=True):
+            for a, (name, title) in zip(row, PICTURES.items(), strict=True):
                 under = f"{image.removesuffix('.png')}, {group}"
                 if name != "clean":
                     under = f"{runs[f'psnr, {name}'].end[group][position]:.2f} dB"
-                style.picture(a, arrays[f"pictures, {name}"][i] / 255, f"{title}\n{under}" if i == 0 else under)
+                style.picture(a, pictures[name][i], f"{title}\n{under}" if i == 0 else under)
         style.save(figure, figures.with_name(f"{figures.name}_pictures.png"))
 
 

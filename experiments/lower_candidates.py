@@ -19,7 +19,7 @@ from problems.tv import adjoint_differences, differences
 def reduced(level: LowerLevel, it: Iterate, product: Any) -> tuple[Any, Array]:
     """d with ||A d + rho|| <= ||rho|| / 10, but no less than reaches the goal; A given by its product."""
     goal = jnp.maximum(0.1 * it.dual, 0.5 * jnp.minimum(level.goal, it.dual))
-    d, products, _ = cg_iterations(
+    d, products, *_ = cg_iterations(
         product, optax.tree.zeros_like(it.x), optax.tree.scale(-1, it.rho), lambda _: goal,
         mu=level.mu, L=it.L, u=level.u, max_products=level.max_cost - it.cost - 1,
         metric=level.metric, precondition=level.preconditioner,

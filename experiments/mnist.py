@@ -93,7 +93,12 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
         )  # fmt: skip
         if name in ("maid, boxed", HONEST):
             learnt = {"theta": np.asarray(solution.theta, np.float32), "x": np.asarray(solution.x, np.float32)}
-            np.savez_compressed(f"{log.path.with_suffix('')} {name}.npz", **learnt)
+            np.savez_compressed(learnt_at(log.path.with_suffix(""), name), **learnt)
+
+
+def learnt_at(beside: Path, name: str) -> Path:
+    """Where the penalties and weights of a run are."""
+    return beside.with_name(f"{beside.name}_{name.replace(',', '').replace(' ', '_')}.npz")
 
 
 def value_at(run: record.Run, cost: float) -> float:
@@ -153,7 +158,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     name = next((n for n in ("maid, boxed", HONEST) if n in runs), None)
     if name is None:
         return
-    learnt = np.load(f"{beside} {name}.npz")
+    learnt = np.load(learnt_at(beside, name))
     side = round(learnt["x"].shape[0] ** 0.5)
     figure, axes = plt.subplots(2, 10, figsize=(11, 2.9))
     limit, top = np.abs(learnt["x"]).max() / 2, np.abs(learnt["theta"] - THETA0).max()

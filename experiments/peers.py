@@ -163,7 +163,8 @@ def report(runs: dict[str, record.Run]) -> None:
                 method, f"{run.judged['value'][-1]:.5f}", f"{run.judged['accuracy'][-1]:.3f}",
                 f"{counted.seconds(run)[near[0]]:.1f}" if len(near) else "never",
                 f"{run.end['seconds']:.1f}", f"{run.end['compile_seconds']:.1f}",
-                "-" if run.end["cost"] is None else f"{run.end['cost']:.0f}", run.end.get("calls", len(run.steps["k"])),
+                "-" if run.end["cost"] is None else f"{run.end['cost']:.0f}",
+                run.end["calls"] if "calls" in run.end else run.end["steps"] + 1,
             ))  # fmt: skip
         header = ("validation loss", "test accuracy", f"s to {NEAR:.0%}", "s", "s compiling", "cost", "thetas")
         print(record.table((f"{penalties} penalt{'y' if penalties == 1 else 'ies'}", *header), rows) + "\n")

@@ -2,6 +2,7 @@
 
 The log that every experiment writes and reads: a file of JSON lines. Per run a line "config" (with versions and
 machine), one line "step" per outer step, perhaps lines "judged" (see `solve`), and a line "end" once it is finished.
+When an experiment ends, `packed` makes its log small.
 """
 
 import argparse
@@ -9,13 +10,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import packed
 from jaxtyping import PyTree
 
 import bilevel
@@ -45,7 +47,7 @@ class Log:
 
     def finished(self) -> set[str]:
         """The names of the runs that have a last line."""
-        return {name for name, run in read(self.path).items() if run.end is not None}
+        return set(ended(self))
 
 
 class Run(NamedTuple):
@@ -59,25 +61,10 @@ class Run(NamedTuple):
 
 
 def read(path: str | os.PathLike) -> dict[str, Run]:
-    """The runs of a log by name; where a name, or a step of it, comes twice, the later one counts.
-
-    A last line cut short is left out.
-    """
-    lines: dict[str, tuple[dict, dict, dict, dict]] = {}
-    for text in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        kind, run = line.pop("kind"), line.pop("run")
-        if kind == "config":
-            lines[run] = line, {}, {}, {}
-        elif run in lines:
-            group = lines[run][("step", "judged", "end").index(kind) + 1]
-            group[line.get("k", len(group))] = line
+    """The runs of a log by name, as `packed.read` has them."""
     return {
-        run: Run(config, _columns(steps), _columns(judged), next(iter(end.values()), None))
-        for run, (config, steps, judged, end) in lines.items()
+        run: Run(lines.config, _columns(lines.step), _columns(lines.judged), next(iter(lines.end.values()), None))
+        for run, lines in packed.read(path).items()
     }
 
 
@@ -87,7 +74,7 @@ def solve(
     config: dict[str, Any],
     problem: bilevel.AbstractProblem,
     theta0: PyTree,
-    method: bilevel.Method,
+    method: bilevel.AbstractMethod | None = None,
     *,
     judge: Callable[[PyTree, PyTree], dict[str, Any]] | None = None,
     **options: Any,
@@ -138,12 +125,14 @@ def main(
     draw: Callable[[dict[str, Run], Path, Path], None],
     *,
     needs: Callable[[], Any] | None = None,
+    keep: Callable[[dict[str, Run]], Mapping[str, set[int]]] | None = None,
 ) -> None:
     """The command line of an experiment: `solve(log, packaged, smoke)`, `report(runs)`, then `draw(runs, beside,
     figures)`, figures' names beginning with `figures`, and `beside` what was saved next to the log, without suffix.
 
     `needs()` loads the paper's data and raises FileNotFoundError where they are missing; then, and with --smoke, the
-    experiment runs on packaged data and says so.
+    experiment runs on packaged data and says so. `keep(runs)`: by run, the k of steps that the tables read one by one,
+    so that they stay in the log.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smoke", action="store_true", help="small, packaged data, few iterations: does it run?")
@@ -162,12 +151,18 @@ def main(
     log = Log(place / "logs" / f"{stem}.jsonl", fresh=not (arguments.resume or arguments.draw))
     if not arguments.draw:
         solve(log, packaged, arguments.smoke)
-    runs = {key: run for key, run in read(log.path).items() if run.end is not None}
+        packed.pack(log.path, {} if keep is None else keep(ended(log)))
+    runs = ended(log)
     if not runs:
         raise SystemExit(f"No finished run in {log.path.name}: run without --draw")
     report(runs)
     (place / "figures").mkdir(exist_ok=True)
     draw(runs, log.path.with_suffix(""), place / "figures" / stem)
+
+
+def ended(log: Log) -> dict[str, Run]:
+    """The finished runs of a log."""
+    return {name: run for name, run in read(log.path).items() if run.end is not None}
 
 
 def _row(info: Info) -> dict[str, Any]:

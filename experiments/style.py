@@ -1,6 +1,7 @@
-"""How the figures look: one colour per method, sizes, and PNG files below 300 kB."""
+"""How the figures look: one colour per method, sizes, and PNG files below 300 kB. And the pictures beside a log."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 matplotlib.use("Agg")  # draws without a screen
 
@@ -87,6 +89,25 @@ def save(figure: plt.Figure, path: str | os.PathLike) -> Path:
     plt.close(figure)
     path.write_bytes(small.getvalue())
     return path
+
+
+def save_pictures(path: str | os.PathLike, pictures: dict[str, np.ndarray]) -> None:
+    """Pictures in [0, 1], (n, height, width) under each name, as one PNG of 8 bits, one below the other: smaller than
+    compressed arrays by a tenth, and any viewer shows them."""
+    sheets = [np.round(255 * np.clip(sheet, 0, 1)).astype(np.uint8) for sheet in pictures.values()]
+    info = PngInfo()
+    info.add_text("pictures", json.dumps({"names": list(pictures), "n": len(sheets[0])}))
+    Image.fromarray(np.concatenate(np.concatenate(sheets))).save(path, pnginfo=info, optimize=True)
+
+
+def load_pictures(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """What was saved, to 1/255; nothing where there is no file."""
+    if not Path(path).exists():
+        return {}
+    with Image.open(path) as image:
+        kinds, pixels = json.loads(image.text["pictures"]), np.asarray(image) / 255
+    sheets = pixels.reshape(len(kinds["names"]), kinds["n"], -1, pixels.shape[1])
+    return dict(zip(kinds["names"], sheets, strict=True))
 
 
 def picture(axes: plt.Axes, image: np.ndarray, title: str) -> None:

@@ -156,20 +156,21 @@ def elsewhere(name: str, problem: problems.TotalVariation, log: record.Log, conf
 
 
 class Curve(NamedTuple):
-    """How far f is above the optimum, at what cost and after how many seconds."""
+    """How far f is above the optimum, at what cost, after how many seconds and steps."""
 
     cost: np.ndarray
     seconds: np.ndarray
     above: np.ndarray
+    k: np.ndarray
 
     def to(self, within: float, what: str = "cost") -> float:
         """What it took to come so close first; infinite if it never did."""
         reached = np.flatnonzero(self.above <= within)
         return float(getattr(self, what)[reached[0]]) if len(reached) else np.inf
 
-    def at(self, cost: float) -> float:
+    def at(self, cost: float, what: str = "above") -> float:
         """How far above at that cost."""
-        return float(self.above[np.flatnonzero(self.cost <= cost)[-1]])
+        return float(getattr(self, what)[np.flatnonzero(self.cost <= cost)[-1]])
 
 
 def curve(run: record.Run, best: float) -> Curve:
@@ -181,18 +182,32 @@ def curve(run: record.Run, best: float) -> Curve:
         upper = steps["value"] + steps["value_error"] - best
         known = steps["value_error"] <= 0.1 * upper
     when = np.searchsorted(steps["k"], judged["k"])
-    cost, seconds = (np.concatenate([steps[key][known], steps[key][when]]) for key in ("cost", "seconds"))
+    cost, seconds, k = (np.concatenate([steps[key][known], steps[key][when]]) for key in ("cost", "seconds", "k"))
     if "value_error" in steps:  # the judge saw theta_k before its gradient was known
         cost[known.sum() :] = judged["cost"]
     above = np.concatenate([upper[known], judged["value"] - best])
     order = np.argsort(seconds if np.isnan(cost).any() else cost, kind="stable")
-    return Curve(cost[order], seconds[order], above[order])
+    return Curve(cost[order], seconds[order], above[order], k[order])
+
+
+def curves(runs: dict[str, record.Run]) -> dict[str, Curve]:
+    """By name, of the runs that were judged."""
+    best = runs["optimum"].end["value"]
+    return {name: curve(run, best) for name, run in runs.items() if len(run.judged)}
+
+
+def keep(runs: dict[str, record.Run]) -> dict[str, set[int]]:
+    """The steps that the tables name: the first so close, and where maid() was when a fixed accuracy stopped."""
+    of = curves(runs)
+    found = {name: {int(k) for within in TARGETS if np.isfinite(k := of[name].to(within, "k"))} for name in of}
+    if "maid" in of:
+        found["maid"] |= {int(of["maid"].at(of[name].cost[-1], "k")) for name in FIXED if name in of}
+    return found
 
 
 def report(runs: dict[str, record.Run]) -> None:
     """The tables, from the log alone."""
-    best, psnr = runs["optimum"].end, runs["psnr"].end
-    curves = {name: curve(run, best["value"]) for name, run in runs.items() if len(run.judged)}
+    best, psnr, of = runs["optimum"].end, runs["psnr"].end, curves(runs)
     print(f"Optimum at ({best['theta'][0]:.5f}, {best['theta'][1]:.5f}): {best['value']:.8f} +- "
           f"{best['value_error']:.0e}, norm of the gradient {best['gradient_norm']:.0e} +- "
           f"{best['gradient_error']:.0e}")  # fmt: skip
@@ -201,7 +216,7 @@ def report(runs: dict[str, record.Run]) -> None:
     )
 
     def took(name, what="cost"):
-        return [number(curves[name].to(within, what), what) for within in TARGETS]
+        return [number(of[name].to(within, what), what) for within in TARGETS]
 
     methods = ("maid", *FIXED, *HOAG)
     heads = [f"cost to {w}" for w in TARGETS]
@@ -220,8 +235,8 @@ def report(runs: dict[str, record.Run]) -> None:
 
     rows = []
     for name in FIXED:
-        cost, maid = curves[name].cost[-1], curves["maid"]
-        stops = f"{curves[name].above[-1]:.1e} above at a cost of {cost:.0f}"
+        cost, maid = of[name].cost[-1], of["maid"]
+        stops = f"{of[name].above[-1]:.1e} above at a cost of {cost:.0f}"
         rows.append((name, f"{stops}; maid is {maid.at(cost):.1e} above there, {maid.above[-1]:.1e} at its end"))
     print(record.table(("fixed accuracies", "stop"), rows))
 
@@ -246,8 +261,7 @@ def plot(axes, curve: Curve, **settings) -> None:
 def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     """The figures, from the log and the pictures beside it."""
     style.use()
-    best = runs["optimum"].end
-    curves = {name: curve(run, best["value"]) for name, run in runs.items() if len(run.judged)}
+    best, of = runs["optimum"].end, curves(runs)
     figure, axes = plt.subplots(1, 2, figsize=(12.4, 4.8), sharex=True, sharey=True)
     sides = {
         "the same descent, other accuracies": ("maid", *FIXED, *HOAG),
@@ -256,9 +270,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     for a, (title, names) in zip(axes, sides.items(), strict=True):
         for name in names:
             maid = name == "maid"
-            plot(
-                a, curves[name], color=style.COLOURS[name], label=name, lw=2.6 if maid else 1.6, zorder=3 if maid else 2
-            )
+            plot(a, of[name], color=style.COLOURS[name], label=name, lw=2.6 if maid else 1.6, zorder=3 if maid else 2)
         a.set(title=f"Total variation from $\\theta$ = (-5, -5): {title}", xlim=(30, None))
         a.legend(loc="lower left")
     axes[0].set(ylabel="value above the optimum")
@@ -280,4 +292,4 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
 
 
 if __name__ == "__main__":
-    record.main("tv", "The paper's total-variation experiment.", solve, report, draw, needs=data.kodak)
+    record.main("tv", "The paper's total-variation experiment.", solve, report, draw, needs=data.kodak, keep=keep)

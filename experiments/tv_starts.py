@@ -58,14 +58,9 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
         here.run(log, name, *run)
 
 
-def curves(runs: dict[str, record.Run]) -> dict[str, tv.Curve]:
-    best = runs["optimum"].end["value"]
-    return {name: tv.curve(run, best) for name, run in runs.items() if len(run.judged)}
-
-
 def report(runs: dict[str, record.Run]) -> None:
     """The tables, from the log alone."""
-    best, made = runs["optimum"].end["value"], curves(runs)
+    best, made = runs["optimum"].end["value"], tv.curves(runs)
 
     def took(name):
         return [tv.number(made[name].to(within)) for within in tv.TARGETS]
@@ -102,7 +97,7 @@ def report(runs: dict[str, record.Run]) -> None:
 def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     """The figures, from the log alone."""
     style.use()
-    curves_of = curves(runs)
+    curves_of = tv.curves(runs)
 
     figure, a = plt.subplots(figsize=(8.6, 4.8))
     for pair, colour in zip(TEN, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(TEN))), strict=True):
@@ -144,4 +139,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
 
 
 if __name__ == "__main__":
-    record.main("tv_starts", "The total-variation experiment from many starts.", solve, report, draw, needs=data.kodak)
+    record.main(
+        "tv_starts", "The total-variation experiment from many starts.", solve, report, draw,
+        needs=data.kodak, keep=tv.keep,
+    )  # fmt: skip

@@ -3,10 +3,12 @@
     l(W) = 1/n sum_i CE(W^T a_i, y_i),              CE(s, y) = log sum_c e^{s_c} - s_y
     grad l(W) = 1/n sum_i a_i (p_i - e_{y_i})^T,    p_i = softmax(W^T a_i)
     D^2 l(W) V = 1/n sum_i a_i t_i^T,               t_i = (diag(p_i) - p_i p_i^T) V^T a_i
+    dl/da_i = 1/n W (p_i - e_{y_i}),                what the rounding of l is measured with
 
-Both derivatives are two products with A, a row of which is needed in the first only when it is needed in the second:
-block by block the rows are in the cache by then. JAX's own derivatives go through A twice; experiments/bench_kernels.py
-measures the difference. Scores are (classes, rows): a softmax of ten classes is then ten operations on long vectors.
+The derivatives in W are two products each with A, a row of which is needed in the first only when it is needed in the
+second: block by block the rows are in the cache by then. JAX's own derivatives go through A twice;
+experiments/bench_kernels.py measures the difference. Scores are (classes, rows): a softmax of ten classes is then ten
+operations on long vectors.
 """
 
 import functools
@@ -37,14 +39,23 @@ def block_rows(A: Features) -> int:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def cross_entropy(W: Weights, A: Features, y: Labels, rows: int) -> Float[Array, ""]:
-    """l(W), `rows` of A at a time. Differentiable in W; TypeError for a derivative in A."""
+    """l(W), `rows` of A at a time. Differentiable in W, and once in A; TypeError for a derivative in A of grad l."""
     return value_and_gradient(W, A, y, rows)[0]
 
 
 @functools.partial(cross_entropy.defjvp, symbolic_zeros=True)
 def cross_entropy_jvp(rows, primals, tangents):
-    value, gradient = value_and_gradient(*primals, rows)
-    return value, jnp.vdot(gradient, _along(tangents))
+    (W, A, y), (V, dA, _) = primals, tangents
+    value, gradient = value_and_gradient(W, A, y, rows)
+    change = jnp.zeros_like(value)
+    if not isinstance(V, SymbolicZero):
+        change += jnp.vdot(gradient, V)
+    if not isinstance(dA, SymbolicZero):
+        # over all rows at once: what is kept is (classes, n), and transposed this writes the n gradients once
+        Wt = _rows_of(W)
+        p = jax.nn.softmax(_matmul(Wt, A.T), axis=0)
+        change += jnp.vdot(p - _chosen(p, y), _matmul(Wt, dA.T)) / len(A)
+    return value, change
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -57,9 +68,11 @@ def value_and_gradient(W: Weights, A: Features, y: Labels, rows: int) -> tuple[F
         top = jnp.max(s, axis=0, keepdims=True)
         e = jnp.exp(s - top)
         total = jnp.sum(e, axis=0, keepdims=True)
-        chosen = (jnp.arange(len(s))[:, None] == y[None]).astype(s.dtype)
-        # row by row, for a difference of two sums would cancel where the data are fitted well
-        losses = jnp.log(total) + (top - jnp.sum(chosen * s, axis=0, keepdims=True))
+        chosen = _chosen(s, y)
+        # CE = m + log(e^{-m} + sum of the other e^{s_c - top}), m = top - s_y: to its last digits where the data are
+        # fitted well, m = 0 and the others tiny, which a sum with 1, or a difference of two sums over rows, would lose
+        m = top - jnp.sum(chosen * s, axis=0, keepdims=True)
+        losses = m + jnp.log1p(jnp.expm1(-m) + jnp.sum((1 - chosen) * e, axis=0, keepdims=True))
         return jnp.sum(losses), _matmul(e / total - chosen, A)
 
     value, gradient = _sum(block, rows, A, y)
@@ -95,6 +108,11 @@ def _sum(block, rows, A, columns):
     return lax.fori_loop(0, blocks, lambda b, total: jax.tree.map(jnp.add, total, part(b * rows, rows)), last)
 
 
+def _chosen(s, y):
+    """e_y, one column a row of A."""
+    return (jnp.arange(len(s), dtype=y.dtype)[:, None] == y[None]).astype(s.dtype)
+
+
 def _rows_of(W):
     """W^T in memory, not as a flag of the product: that took a third longer."""
     return lax.optimization_barrier(W.T)
@@ -108,5 +126,5 @@ def _matmul(a, b):
 def _along(tangents):
     V, dA, _ = tangents
     if not isinstance(dA, SymbolicZero):
-        raise TypeError("cross_entropy has derivatives in the weights only, not in the features")
+        raise TypeError("the gradient of cross_entropy has derivatives in the weights only, not in the features")
     return V

@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from numpy.typing import DTypeLike
 
+from .inputs import channels_last, dense, stack
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -112,7 +114,7 @@ def add_noise(images: np.ndarray | Array, sigma: float | int, *, seed: int) -> F
     """
     if not (np.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be finite and not negative, got {sigma}.")
-    images = np.asarray(images)
+    images = np.asarray(dense("images", images))
     dtype = _floating(images.dtype)
     return (images + sigma * np.random.default_rng(seed).standard_normal(images.shape)).astype(dtype)
 
@@ -138,8 +140,8 @@ def denoising_set(
     - `size`: 96 unless given; for files only, an array keeps its own.
     - `dtype`: float64 for files, the array's own, unless given.
 
-    `ValueError` for an array that is empty, not floats, not finite or outside [0, 1], for an unknown name, and when
-    nothing would be left to train on.
+    `ValueError` for an array that is empty, not floats, not finite, outside [0, 1] or in colour, for an unknown name,
+    and when nothing would be left to train on.
     """
     clean, names = _images(source, size, dtype)
     noisy, n = add_noise(clean, sigma, seed=seed), len(names)
@@ -161,11 +163,20 @@ def denoising_set(
 def psnr(images: np.ndarray | Array, clean: np.ndarray | Array) -> Float[np.ndarray, "..."]:
     """-10 log10(mean squared error), in dB for the peak 1: (..., height, width) to (...); infinite where equal.
 
-    `ValueError` if the shapes differ.
+    `ValueError` if the shapes differ, for other than floats that run to 1, and for channels in the last axis.
     """
-    images, clean = np.asarray(images, np.float64), np.asarray(clean, np.float64)
+    images, clean = dense("images", images), dense("clean", clean)
     if images.shape != clean.shape or images.ndim < 2:
         raise ValueError(f"psnr needs two stacks of one shape (..., height, width): {images.shape}, {clean.shape}.")
+    if channels_last(clean.shape):
+        raise ValueError(
+            f"psnr would read {clean.shape} as images {clean.shape[-1]} pixels wide. Channels last: for one number a "
+            "picture pass x.reshape(*x.shape[:-2], -1), for one a channel np.moveaxis(x, -1, -3)."
+        )
+    _floating(images.dtype), _floating(clean.dtype)
+    images, clean = np.asarray(images, np.float64), np.asarray(clean, np.float64)
+    if clean.size and np.max(np.abs(clean)) > 10:
+        raise ValueError(f"psnr is for the peak 1, and clean reaches {np.max(np.abs(clean)):.3g}: divide by 255.")
     with np.errstate(divide="ignore"):
         return np.asarray(-10 * np.log10(np.mean((images - clean) ** 2, axis=(-2, -1))))
 
@@ -178,9 +189,10 @@ def _images(source, size: int | None, dtype: DTypeLike | None) -> Images:
         return load(size, dtype) if load else folder(source, size, dtype=dtype)
     if size is not None:
         raise ValueError("size is for images read from files; an array keeps its own.")
-    pixels = np.asarray(source.pixels if isinstance(source, Images) else source)
+    pixels = np.asarray(dense("images", source.pixels if isinstance(source, Images) else source))
     _floating(pixels.dtype)
-    if pixels.ndim != 3 or not pixels.size:
+    stack("images", pixels.shape)
+    if not pixels.size:
         raise ValueError(f"Images must be a stack (n, height, width) that is not empty, got shape {pixels.shape}.")
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         raise ValueError(f"Images must lie in [0, 1], got {pixels.min()} to {pixels.max()}; scale or clip them.")
@@ -191,7 +203,10 @@ def _images(source, size: int | None, dtype: DTypeLike | None) -> Images:
 def _floating(dtype: DTypeLike) -> np.dtype:
     dtype = np.dtype(dtype)
     if not np.issubdtype(dtype, np.floating):
-        raise ValueError(f"Images are floats in [0, 1], not {dtype}; divide 8-bit images by 255.")
+        remedy = {"c": "pass their magnitude, np.abs(images)", "V": "pass images.astype(np.float32)"}
+        raise ValueError(
+            f"Images are floats in [0, 1], not {dtype}; {remedy.get(dtype.kind, 'divide 8-bit images by 255')}."
+        )
     return dtype
 
 

@@ -21,7 +21,8 @@ from bilevel import AbstractProblem, Bounds, Constants, solve_lower
 from bilevel.inputs import finite
 from bilevel.lower import LowerSolution
 
-from .tv import C3, Images, Scalar, checked
+from .inputs import dense, images
+from .tv import C3, Images, Scalar
 
 Theta = PyTree[Float[Array, "..."]]
 Filters = Float[Array, "K s s"]
@@ -55,16 +56,20 @@ class FieldsOfExperts(AbstractProblem):
         fixed: Mapping[str, ArrayLike] | None = None,
         boundary: str = "valid",
     ):
-        self.noisy = checked("noisy", noisy, -9, 10)
-        self.clean = None if clean is None else checked("clean", clean, 0, 1)
+        self.noisy = images("noisy", noisy, -9, 10)
+        self.clean = None if clean is None else images("clean", clean, 0, 1)
         if self.clean is not None and self.clean.shape != self.noisy.shape:
             raise ValueError(f"clean is {self.clean.shape}, noisy {self.noisy.shape}: pass stacks of the same shape")
         if self.clean is not None and self.clean.dtype != self.noisy.dtype:
             raise TypeError(f"clean is {self.clean.dtype}, noisy {self.noisy.dtype}: pass noisy.astype(clean.dtype)")
         if boundary not in ("valid", "reflect"):
             raise ValueError(f'boundary must be "valid" or "reflect", not {boundary!r}')
-        self.fixed = {name: jnp.asarray(leaf, self.noisy.dtype) for name, leaf in (fixed or {}).items()}
-        for name, leaf in self.fixed.items():
+        self.fixed = {}
+        for name, leaf in (fixed or {}).items():
+            leaf = dense(f"the fixed {name}", leaf)
+            if leaf.dtype.kind not in "fiuV":  # V: bfloat16
+                raise TypeError(f"the fixed {name} are {leaf.dtype}: pass real numbers")
+            leaf = self.fixed[name] = jnp.asarray(leaf, self.noisy.dtype)
             if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
                 raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
         traced = isinstance(self.noisy, jax.core.Tracer)
@@ -106,10 +111,19 @@ class FieldsOfExperts(AbstractProblem):
         # L_H: |D^3 S[z, z, z]| <= c3 sum_i a_i max|B_i z| ||B_i z||^2; a symmetric form has its norm on the diagonal.
         # L_J: the derivative along z of J (u_0, u, v) is sum_i a_i B_i^T (d_i B_i z), d_i = (u_0 + u_i) phi'' + v_i e,
         # e the slope of -t phi''. With r = 1/phi: phi'' = r^3, e = r^3 (2 - 3 r^2), |d_i| <= |u_0| + |u_i| + |v_i|.
-        B, a, _ = self.scaled(theta)
+        # rounding_cross: filters of zero mean cancel twice, in t_i = B_i x and in B_i^T d; ||B_i|| <= k ||b_i||,
+        # |phi'| <= min(1, |t|), phi'' <= 1 and ||xhat|| <= ||y||.
+        B, a, w = self.scaled(theta)
         power, copies = self.spectrum(B)
         one = jnp.ones_like(a[0])
+        k, length = B.shape[1] * copies**0.5, jnp.linalg.norm(B, axis=(1, 2))
+        t = k * length * jnp.linalg.norm(self.noisy)
+        slope = jnp.minimum(t, (copies * self.noisy.size) ** 0.5) + t
+        terms, logs = a * k * length * slope, ("weights" in theta) + ("smoothings" in theta)
+        cancelled = int("scale" in theta) * jnp.sum(terms) ** 2 + logs * jnp.sum(terms**2)
+        cancelled += int("filters" in theta) * jnp.sum((w * k * (slope + 2 * t)) ** 2)
         return Constants(
+            rounding_cross=jnp.sqrt(cancelled),
             mu=one,
             L=one + jnp.max(a @ power),
             L_upper=one / len(self.noisy),
@@ -147,7 +161,8 @@ class FieldsOfExperts(AbstractProblem):
         J2, M2, L2 = top(s["YY"]), 0 * radius, jnp.max(logs_constant(theta, a, power))
         if "filters" in theta:
             J2 = (k * jnp.sqrt(top(jnp.outer(w, w) * s["ss"])) + jnp.sqrt(J2 + peak(w**2 * s["rX"]))) ** 2
-            J2 += peak(a**2 * jnp.diag(s["ss"])) * ("weights" in theta) + peak(a**2 * s["tr"]) * ("smoothings" in theta)
+            J2 += peak(a**2 * jnp.diag(s["ss"])) if "weights" in theta else 0
+            J2 += peak(a**2 * s["tr"]) if "smoothings" in theta else 0
             N = jnp.sqrt(peak(w**2))
             M2 = (N * jnp.sqrt(top(s["QQ"])) + k * jnp.sqrt(w**2 @ s["u2"]) + jnp.sqrt(peak(w**2 * s["u3X"]))) ** 2
             L2 += (2 * k * N + C3 * jnp.sqrt(jnp.max(X2) * peak(w**2 * jnp.max(power, axis=1)))) ** 2
@@ -239,8 +254,8 @@ def transposed(d, B, shape, boundary):
 
 def logs_constant(theta, a, power):
     """L_J^2 of scale, weights and smoothings at every frequency."""
-    logs = ("weights" in theta) + ("smoothings" in theta)
-    return ("scale" in theta) * (a @ power) ** 2 + logs * (a**2 @ power**2)
+    scale, logs = int("scale" in theta), ("weights" in theta) + ("smoothings" in theta)
+    return scale * (a @ power) ** 2 + logs * (a**2 @ power**2)
 
 
 def measures(x, q, B, a, w, reach, leaves, boundary):

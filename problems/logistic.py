@@ -7,20 +7,21 @@ theta's shape says what is shared: () one penalty in all, (1, classes) one per c
 (features, classes) one per weight. Section 4.4 of arXiv 2308.10098.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
 from bilevel.inputs import finite
 
 from .cross_entropy import block_rows, cross_entropy
+from .gram import gram, ridge_inverse, weighted_norm
+from .inputs import NUMBER, classes, dense, real
 
 Weights = Float[Array, "features classes"]
 Penalties = Float[Array, "..."]
@@ -34,11 +35,12 @@ C = 6**0.5 / 9
 class LogisticRegression(AbstractProblem):
     """`LogisticRegression(train_features, train_labels, valid_features, valid_labels)`.
 
-    Features (n, features), float32 or float64 of one dtype, dense; labels (n,), integers 0 ... classes - 1. There is no
+    Features (n, features), float32 or float64 of one dtype, dense; labels (n,), integers 0 ... classes - 1, each of
+    which occurs in train. With more features than rows nothing of size (features, features) is made. There is no
     unpenalised bias, which would make mu zero: append a column of ones, and it is penalised like any feature.
     x is W (features, classes); theta the log penalties, (), (1, classes), (features, 1) or (features, classes).
 
-    Raises ValueError for shapes, labels and values that do not fit, TypeError for dtypes.
+    Raises ValueError for shapes, labels and values that do not fit, TypeError for dtypes and sparse features.
     """
 
     A: Float[Array, "n features"]
@@ -46,35 +48,37 @@ class LogisticRegression(AbstractProblem):
     A_valid: Float[Array, "n_valid features"]
     y_valid: Int[Array, " n_valid"]
     classes: int = eqx.field(static=True)
-    # of the data: A^T A / n and its norm, the same on validation data, max ||a_i||
-    gram: Float[Array, "features features"]
-    gram_valid: Float[Array, "features features"]
+    # of the data: A^T A / n, or A A^T / n where that is smaller, and its norm, the same on validation data; the largest
+    # and the mean ||a_i||
+    gram: Float[Array, "small small"]
+    gram_valid: Float[Array, "small_valid small_valid"]
     gram_norm: Float[Array, ""]
     gram_valid_norm: Float[Array, ""]
     longest: Float[Array, ""]
+    mean_length: Float[Array, ""]
     rows: int = eqx.field(static=True)
     rows_valid: int = eqx.field(static=True)
 
     def __init__(self, train_features: Any, train_labels: Any, valid_features: Any, valid_labels: Any):
-        self.A, self.y = _checked("train", train_features, train_labels)
-        self.A_valid, self.y_valid = _checked("valid", valid_features, valid_labels)
+        self.A, train_labels = _checked("train", train_features, train_labels)
+        self.A_valid, valid_labels = _checked("valid", valid_features, valid_labels)
         if self.A.shape[1] != self.A_valid.shape[1]:
             raise ValueError(
                 f"train has {self.A.shape[1]} features, valid {self.A_valid.shape[1]}: they must be the same columns"
             )
         if self.A.dtype != self.A_valid.dtype:
             raise TypeError(f"train features are {self.A.dtype}, valid {self.A_valid.dtype}: use one dtype")
-        self.classes = int(max(self.y.max(), self.y_valid.max())) + 1
-        if self.classes < 2:
-            raise ValueError("all labels are 0: logistic regression needs at least two classes, 0 ... classes - 1")
-        self.gram, self.gram_norm = _gram(self.A)
-        self.gram_valid, self.gram_valid_norm = _gram(self.A_valid)
-        self.longest = jnp.sqrt(jnp.max(jnp.sum(self.A**2, axis=1)))
+        self.classes = classes(train_labels, valid_labels)
+        self.y, self.y_valid = jnp.asarray(train_labels, jnp.int32), jnp.asarray(valid_labels, jnp.int32)
+        self.gram, self.gram_norm = gram(self.A)
+        self.gram_valid, self.gram_valid_norm = gram(self.A_valid)
+        lengths = jnp.sum(self.A**2, axis=1)
+        self.longest, self.mean_length = jnp.sqrt(jnp.max(lengths)), jnp.mean(jnp.sqrt(lengths))
         self.rows, self.rows_valid = block_rows(self.A), block_rows(self.A_valid)
 
     def lower(self, x: Weights, theta: Penalties) -> Float[Array, ""]:
         """h(W, theta). Raises ValueError if theta has none of the four shapes."""
-        penalty = self._penalty(theta) * x**2
+        penalty = self._spread(self._penalty(theta)) * x**2
         return cross_entropy(x, self.A, self.y, self.rows) + jnp.sum(penalty) / 2
 
     def upper(self, x: Weights, theta: Penalties) -> Float[Array, ""]:
@@ -91,19 +95,26 @@ class LogisticRegression(AbstractProblem):
 
         H >= diag(e^theta), so distances are measured with these weights: a tiny penalty then costs the certificate
         what its own feature can do, not what the strongest one can. lambda_W(G): the largest eigenvalue of
-        W_c^{-1/2} G W_c^{-1/2} over the classes c.
+        W_c^{-1/2} G W_c^{-1/2} over the classes c. H changes by factors of e^{+-R} at most, R the largest range of a
+        row's scores, at most sqrt(2) ||a_i|| times the distance (Bach 2010): concordance = sqrt(2) max ||a_i||. The
+        gradient of the loss is a mean of a_i (p_i - e_i)^T, each of them rounded, and ||p - e|| <= sqrt(2): rounding =
+        sqrt(2) mean ||a_i||. J's columns are products, rounded some three times, and h(xhat) <= h(0) = log classes
+        bounds them: e^{theta/2} ||W_j|| <= sqrt(2 log classes).
         """
         penalty = self._penalty(theta)
         mu = jnp.min(penalty)
-        metric = penalty / mu
+        W = penalty / mu
         return Constants(
             mu=mu,
             L=HALF * self.gram_norm + jnp.max(penalty),
-            L_upper=HALF * _weighted_norm(self.gram_valid, self.gram_valid_norm, metric),
+            L_upper=HALF * weighted_norm(self.A_valid, self.gram_valid, self.gram_valid_norm, W, self.classes),
             L_upper_theta=0.0,
-            L_hessian=C * self.longest * _weighted_norm(self.gram, self.gram_norm, metric),
+            L_hessian=C * self.longest * weighted_norm(self.A, self.gram, self.gram_norm, W, self.classes),
             L_cross=mu,
-            metric=metric,
+            rounding=2**0.5 * self.mean_length,
+            rounding_cross=3 * jnp.sqrt(2 * math.log(self.classes) * mu),
+            concordance=2**0.5 * self.longest,
+            metric=self._spread(W),
             convex_upper=True,
         )
 
@@ -119,8 +130,8 @@ class LogisticRegression(AbstractProblem):
         root = jnp.sqrt(mu * jnp.exp(theta))
         return Bounds(
             J=jnp.max(root * _shared_norm(x, theta)),
-            M_H=C * _weighted_norm(self.gram, self.gram_norm, penalty / mu)
-            * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
+            M_H=C * weighted_norm(self.A, self.gram, self.gram_norm, penalty / mu, self.classes)
+            * jnp.sqrt(jnp.max(jnp.sum(jnp.matmul(self.A, q, precision="highest") ** 2, axis=1))),
             M_J=jnp.max(root * _shared_norm(q, theta)),
             L_J=mu,
         )  # fmt: skip
@@ -133,20 +144,19 @@ class LogisticRegression(AbstractProblem):
         """
         penalty = self._penalty(theta)
         w = (1 - 1 / self.classes) / self.classes / 3
-        factors = jnp.linalg.cholesky((w * self.gram)[None] + jax.vmap(jnp.diag)(penalty.T))
-        shared = jnp.sum(penalty, axis=1, keepdims=True)
+        inverse = ridge_inverse(self.A, self.gram, self.gram_norm, w, penalty, self.classes)
+        shared = jnp.sum(self._spread(penalty), axis=1, keepdims=True)
+        return lambda r: inverse(r) + jnp.sum(r, axis=1, keepdims=True) / shared
 
-        def apply(r):
-            classes = jax.vmap(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r))(factors, r.T).T
-            return classes + jnp.sum(r, axis=1, keepdims=True) / shared
-
-        return apply
-
-    def accuracy(self, x: Weights, features: Float[Array, "m features"], labels: Int[Array, " m"]) -> Float[Array, ""]:
-        """The share of `labels` that the largest score names, in [0, 1]."""
-        return jnp.mean(jnp.argmax(features @ x, axis=1) == labels, dtype=x.dtype)
+    def accuracy(self, x: Weights, features: Float[Array, "m features"], labels: Int[Array, "..."]) -> Float[Array, ""]:
+        """The share of `labels` that the largest score names, in [0, 1]. ValueError unless there is one a row."""
+        if jnp.shape(labels) != jnp.shape(features)[:1]:
+            raise ValueError(f"features {jnp.shape(features)} and labels {jnp.shape(labels)}: pass one label a row")
+        best = jnp.argmax(features @ x, axis=1)
+        return jnp.mean(best == jnp.asarray(labels, best.dtype), dtype=x.dtype)
 
     def _penalty(self, theta):
+        """e^theta, shaped as theta."""
         p, c = self.A.shape[1], self.classes
         allowed = ((), (1, c), (p, 1), (p, c))
         if jnp.shape(theta) not in allowed:
@@ -154,7 +164,10 @@ class LogisticRegression(AbstractProblem):
                 f"theta must have one of the shapes {allowed}: one log penalty in all, per class, per feature or per "
                 f"weight; it has shape {jnp.shape(theta)}"
             )
-        return jnp.broadcast_to(jnp.exp(theta), (p, c))
+        return jnp.exp(theta)
+
+    def _spread(self, penalty):
+        return jnp.broadcast_to(penalty, (self.A.shape[1], self.classes))
 
 
 def _shared_norm(x, theta):
@@ -163,52 +176,27 @@ def _shared_norm(x, theta):
     return jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=theta.ndim > 0))
 
 
-def _gram(A):
-    """G = A^T A / n and its largest eigenvalue, moved up by what its rounding can hide."""
-    gram = A.T @ A / A.shape[0]
-    return gram, jnp.linalg.eigvalsh(gram)[-1] * (1 + 4 * A.shape[1] * jnp.finfo(A.dtype).eps)
-
-
-def _weighted_norm(gram, norm, metric, iterations=20):
-    """At least the largest eigenvalue of W_c^{-1/2} G W_c^{-1/2} over the columns W_c of the metric, W >= 1.
-
-    For any s > 0 the spectral radius of M is at most max_j (|M| s)_j / s_j (Collatz 1942); s nears the eigenvector of
-    |M|, which is M where the features are not negative. Elsewhere ||G|| may be the smaller bound: W >= 1.
-    """
-    size, root = jnp.abs(gram), 1 / jnp.sqrt(metric)
-
-    def product(s):
-        return root * (size @ (root * s))
-
-    def step(_, s):
-        s = product(s) + 1e-2 * norm * s  # the shift keeps s positive
-        return s / jnp.max(s, axis=0, keepdims=True)
-
-    s = lax.fori_loop(0, iterations, step, jnp.ones_like(metric))
-    ratio = jnp.max(product(s) / s, axis=0)
-    rounding = 1 + 8 * len(gram) * jnp.finfo(gram.dtype).eps
-    return jnp.minimum(norm, rounding * jnp.max(ratio))
-
-
 def _checked(name, features, labels):
-    """(features, labels) as JAX arrays, or an error that says what to write instead."""
-    features = features if isinstance(features, jax.Array) else np.asarray(features)
-    labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
-    if features.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} features are {features.dtype}: pass features.astype(np.float64)")
-    if features.dtype == np.float64 and not jax.config.jax_enable_x64:
-        raise TypeError(
-            f'{name} features are float64 but JAX runs in 32 bits: call jax.config.update("jax_enable_x64", True) '
-            "before any other use of JAX, or pass features.astype(np.float32)"
-        )
+    """Features as a JAX array, labels as an array of integers, or an error that says what to write instead."""
+    features, labels = dense(f"{name} features", features), dense(f"{name} labels", labels)
+    real(f"{name} features", features)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"{name} labels are {labels.dtype}: pass integers 0 ... classes - 1")
+        raise TypeError(f"{name} labels are {labels.dtype}, not integers: {NUMBER}")
     if features.ndim != 2 or features.shape[0] == 0 or features.shape[1] == 0:
-        raise ValueError(f"{name} features must have shape (n, features), n and features at least 1: {features.shape}")
+        column = "; for one feature pass features[:, None]" if features.ndim == 1 else ""
+        raise ValueError(
+            f"{name} features must have shape (n, features), n and features at least 1, not {features.shape}{column}"
+        )
     if labels.shape != features.shape[:1]:
-        raise ValueError(f"{name} has {features.shape[0]} rows of features, but labels of shape {labels.shape}")
+        hot = "; if they are one-hot, pass labels.argmax(axis=1)" if labels.ndim == 2 else ""
+        raise ValueError(
+            f"{name} has {features.shape[0]} rows of features, but labels of shape {labels.shape}: pass one a row{hot}"
+        )
     if not finite(features):
         raise ValueError(f"{name} features hold NaN or infinite values: remove or replace them first")
-    if int(labels.min()) < 0:
-        raise ValueError(f"{name} labels go down to {int(labels.min())}: number the classes from 0")
-    return jnp.asarray(features), jnp.asarray(labels, jnp.int32)
+    features = jnp.asarray(features)
+    # the constants are made of squares, summed over the data
+    limits, reach = jnp.finfo(features.dtype), float(jnp.maximum(jnp.max(features), -jnp.min(features)))
+    if reach and not float(limits.tiny) ** 0.5 < reach < (float(limits.max) / features.size) ** 0.5:
+        raise ValueError(f"{name} features reach {reach:.1e}, whose squares {features.dtype} cannot hold: scale them")
+    return features, labels

@@ -9,12 +9,13 @@ Section 4.1 of arXiv 2308.10098.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from bilevel import AbstractProblem, Bounds, Constants
+
+from .inputs import dense, real
 
 
 class ClosedForm(NamedTuple):
@@ -31,8 +32,8 @@ class Quadratic(AbstractProblem):
     Only the triangular factors of [A2 A3 b2] and [A1 b1] are kept: the norms, and so h and g, are the same, a step
     costs O((n + d)^2) however many rows there are, and nothing is squared (Gram matrices would lose half the digits).
 
-    Raises ValueError for shapes that do not fit, values that are not finite, or an A2 without full column rank;
-    TypeError for float64 data while JAX runs in 32 bits.
+    All are dense, and float32 or float64 of one dtype. Raises ValueError for shapes that do not fit, values that are
+    not finite, or an A2 without full column rank; TypeError for dtypes and sparse data.
     """
 
     A1: Float[Array, "k1 n"]
@@ -47,7 +48,12 @@ class Quadratic(AbstractProblem):
     norms: Float[Array, " 3"]
 
     def __init__(self, A1, A2, A3, b1, b2):
-        data = {name: np.asarray(v) for name, v in (("A1", A1), ("A2", A2), ("A3", A3), ("b1", b1), ("b2", b2))}
+        data = {"A1": A1, "A2": A2, "A3": A3, "b1": b1, "b2": b2}
+        data = {name: np.asarray(dense(f"Quadratic: {name}", v)) for name, v in data.items()}
+        for name, v in data.items():
+            real(f"Quadratic: {name}", v)
+        if len(dtypes := {str(v.dtype) for v in data.values()}) > 1:
+            raise TypeError(f"Quadratic: the data mix {' and '.join(sorted(dtypes))}: convert them to one dtype")
         A1, A2, A3, b1, b2 = data.values()
         if not (
             A1.ndim == A2.ndim == A3.ndim == 2
@@ -60,11 +66,6 @@ class Quadratic(AbstractProblem):
         if not all(np.isfinite(v).all() for v in data.values()):
             raise ValueError("Quadratic: the data hold NaN or infinite values; remove them first")
         dtype = A2.dtype
-        if dtype == np.float64 and not jax.config.jax_enable_x64:
-            raise TypeError(
-                'Quadratic: the data are float64 but JAX runs in 32 bits: call jax.config.update("jax_enable_x64", '
-                "True) before any other use of JAX, or pass array.astype(np.float32)"
-            )
         # factors and spectra in float64 whatever the dtype: they are constants, computed once
         n, d = A2.shape[1], A3.shape[1]
         upper = np.linalg.qr(np.column_stack([A1, b1]).astype(np.float64), mode="r")
@@ -104,6 +105,7 @@ class Quadratic(AbstractProblem):
             L_hessian=0.0,
             L_cross=0.0,
             rounding=norm_A2 * (norm_A3 * jnp.linalg.norm(theta) + norm_b2),
+            rounding_cross=norm_A2 * norm_A3,
             convex_upper=True,
         )
 

@@ -12,7 +12,6 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
@@ -20,6 +19,8 @@ from jaxtyping import Array, Float
 
 from bilevel import AbstractProblem, Bounds, Constants, solve_lower
 from bilevel.lower import LowerSolution
+
+from .inputs import images
 
 Images = Float[Array, "n height width"]
 Scalar = Float[Array, ""]
@@ -46,8 +47,8 @@ class TotalVariation(AbstractProblem):
 
     # All checks are here, where JAX never comes when it rebuilds a problem from its leaves.
     def __init__(self, clean: ArrayLike | None, noisy: ArrayLike, *, isotropic: bool = False, elastic: bool = False):
-        self.noisy = checked("noisy", noisy, -9, 10)
-        self.clean = None if clean is None else checked("clean", clean, 0, 1)
+        self.noisy = images("noisy", noisy, -9, 10)
+        self.clean = None if clean is None else images("clean", clean, 0, 1)
         self.isotropic, self.elastic = isotropic, elastic
         if self.clean is not None and self.clean.shape != self.noisy.shape:
             raise ValueError(f"clean is {self.clean.shape}, noisy {self.noisy.shape}: pass stacks of the same shape")
@@ -84,8 +85,13 @@ class TotalVariation(AbstractProblem):
         # F a <= 4 (a + b)^2, b <= a, a^2 + 4 b^2 <= 1, so F <= 4 (a + b)^2/a <= 16/sqrt(5), attained at b = a.
         # Isotropic: (s^2 + t^2)^{3/2} <= sqrt(2) (|s|^3 + |t|^3).
         w, nu, e = self.weights(theta)
-        one = jnp.ones_like(w)
+        # rounding_cross: D^T psi' adds up what cancels, w sqrt(8) ||psi'||, with |psi'| <= min(1, |Dx|/nu) and
+        # |nu dpsi'/dnu| <= 0.385; ||xhat|| <= ||y||; 16 for the order in which a few hundred terms are added
+        one, norm_y = jnp.ones_like(w), jnp.linalg.norm(self.noisy)
+        count = self.noisy.size * (1 if self.isotropic else 2)
+        flows = 10 * w**2 * jnp.minimum(count, 8 * (norm_y / nu) ** 2)
         return Constants(
+            rounding_cross=16 * jnp.sqrt(flows + (e * norm_y) ** 2),
             mu=one + e,
             L=one + e + 8 * w / nu,
             L_upper=one / len(self.noisy),
@@ -116,7 +122,7 @@ class TotalVariation(AbstractProblem):
         largest = jnp.sqrt(jnp.max(norms if self.isotropic else jnp.maximum(dx**2, dy**2)))
         largest_q = jnp.sqrt(jnp.max(jnp.sum(q**2, axis=(1, 2))))
         return Bounds(
-            J=jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1]),
+            J=jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0)),
             M_H=jnp.minimum(known.L_hessian * largest_q, 8 * C3 * w / nu**2 * largest),
             M_J=jnp.sqrt((4 * w / nu) ** 2 * jnp.sum(norms) + e**2 * jnp.sum(q**2)),
             L_J=known.L_cross,
@@ -212,34 +218,3 @@ def adjoint_differences(px: Images, py: Images) -> Images:
     px, py = lax.optimization_barrier(jnp.stack([px, py]))
     left, above = jnp.pad(px[:, :, :-1], ((0, 0), (0, 0), (1, 0))), jnp.pad(py[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return left - px + above - py
-
-
-def checked(name: str, images: ArrayLike, low: float, high: float) -> Array:
-    """The images as a JAX array; an error says what to pass instead."""
-    images = images if isinstance(images, jax.Array) else np.asarray(images)
-    if images.dtype == bool or np.issubdtype(images.dtype, np.integer):
-        raise TypeError(f"{name} is {images.dtype}: divide by 255, {name}.astype(float) / 255")
-    if images.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} is {images.dtype}: pass float32 or float64, {name}.astype('float32')")
-    if images.dtype == np.float64 and not jax.config.jax_enable_x64:
-        raise TypeError(
-            f'{name} is float64, but JAX computes in 32 bits: first call jax.config.update("jax_enable_x64", True), '
-            f"or pass {name}.astype('float32')"
-        )
-    if images.ndim != 3:
-        one = f": pass {name}[None] for one image" if images.ndim == 2 else ""
-        raise ValueError(f"{name} must have shape (n, height, width), not {images.shape}{one}")
-    if images.shape[0] == 0 or min(images.shape[1:]) < 2:
-        raise ValueError(f"{name} has shape {images.shape}: pass at least one image, of at least 2 x 2 pixels")
-    images = jnp.asarray(images)
-    if isinstance(images, jax.core.Tracer):
-        return images  # made under a transformation: there are no values to look at
-    smallest, largest = float(jnp.min(images)), float(jnp.max(images))
-    if not np.isfinite(largest - smallest):
-        raise ValueError(f"{name} holds NaN or infinite values: replace or drop them")
-    if smallest < low or largest > high:
-        raise ValueError(
-            f"{name} lies in [{smallest:.3g}, {largest:.3g}], not in [{low}, {high}]: intensities run from 0 to 1; "
-            f"divide by 255 if yours run to 255, or {name}.clip({low}, {high})"
-        )
-    return images

@@ -1,5 +1,8 @@
 """The derivatives by hand are those of the definition, whatever the blocks."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +78,19 @@ def test_a_small_loss_does_not_cancel(rows):
     np.testing.assert_allclose(cross_entropy(W, A, y, rows), exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [N, 10])
+def test_a_loss_below_the_roundoff_keeps_its_digits(rows):
+    """Scores apart by 20 to 60: a loss of e^-20, which a logarithm of 1 + e^-20 would make zero in float32."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(-60, -20, (N, CLASSES)).astype(np.float32)
+    y = jnp.asarray(np.arange(N) % CLASSES, jnp.int32)
+    scores[np.arange(N), y] = 0
+    exact = np.mean(np.log1p(np.sum(np.exp(np.sort(scores.astype(np.float64), axis=1)[:, :-1]), axis=1)))
+    A, W = jnp.concatenate([scores, np.zeros_like(scores[:, :1])], axis=1), jnp.eye(FEATURES, CLASSES, dtype=np.float32)
+    assert 0 < exact < 1e-8
+    np.testing.assert_allclose(cross_entropy(W, A, y, rows), exact, rtol=1e-5)
+
+
 def test_scores_that_overflow():
     """Classes certain to the last bit: e^s would be infinite."""
     W, _, _, A, y = draw(1e4)
@@ -82,9 +98,43 @@ def test_scores_that_overflow():
     assert np.isfinite(value) and np.all(np.isfinite(gradient)) and value > 1e3
 
 
-def test_no_silent_zero_for_a_derivative_in_the_features():
+@pytest.mark.parametrize("rows", [N, 7])
+def test_the_derivative_in_the_features_is_that_of_the_definition(rows):
+    """Forward, reverse, and beside the one in W."""
+    W, V, _, A, y = draw()
+    B = jnp.cos(A)
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(f):
+        return (
+            jax.grad(f, argnums=1)(W, A), *jax.grad(f, argnums=(0, 1))(W, A),
+            jax.jvp(lambda A: f(W, A), (A,), (B,))[1], jax.jvp(f, (W, A), (V, B))[1],
+        )  # fmt: skip
+
+    ours = derivatives(lambda W, A: cross_entropy(W, A, y, rows))
+    close(ours, derivatives(lambda W, A: definition(W, A, y)), 1e-12)
+
+
+def test_derivatives_in_the_weights_alone_do_not_pay_for_the_features():
+    """The derivative in A takes the scores, and so a softmax, once more; nothing else does."""
     W, _, _, A, y = draw()
-    for f in (lambda A: cross_entropy(W, A, y, N), lambda A: jax.grad(lambda W: cross_entropy(W, A, y, N))(W)):
+
+    def softmaxes(f):
+        return len(re.findall(r"= exp\b", str(jax.make_jaxpr(f)(W, A))))
+
+    def loss(W, A):
+        return cross_entropy(W, A, y, N)
+
+    assert softmaxes(loss) == softmaxes(jax.value_and_grad(loss)) == 1
+    assert softmaxes(jax.grad(loss, argnums=1)) == 2
+
+
+def test_no_silent_zero_for_a_derivative_in_the_features_of_the_gradient():
+    W, _, _, A, y = draw()
+    for f in (
+        lambda A: jax.grad(lambda W: cross_entropy(W, A, y, N))(W),
+        jax.grad(lambda A: cross_entropy(W, A, y, N)),
+    ):
         with pytest.raises(TypeError, match="weights only"):
             jax.jvp(f, (A,), (A,))
 

@@ -255,7 +255,11 @@ def test_sources(images, five, monkeypatch, tmp_path_factory):
     ("change", "words"),
     [
         (lambda x: x[:0], "not empty"),
-        (lambda x: x[0], r"stack \(n, height, width\)"),
+        (lambda x: x[0], r"stack \(n, height, width\).*images\[None\]"),
+        (lambda x: x.T[..., :3], r"np\.moveaxis\(images, -1, 0\)"),
+        (lambda x: x[:, None], r"images\.reshape\(-1, 12, 10\)"),
+        (lambda x: x + 0j, "complex128; pass their magnitude"),
+        (lambda x: np.ma.masked_equal(x, x[0, 0, 0]), "masked entries"),
         (lambda x: 255 * x, r"lie in \[0, 1\]"),
         (lambda x: x - 0.5, r"lie in \[0, 1\]"),
         (lambda x: np.where(x > 0.9, np.nan, x), r"lie in \[0, 1\], got nan"),
@@ -284,3 +288,30 @@ def test_psnr():
     assert data.psnr(jnp.asarray(off[0]), jnp.asarray(clean[0])).shape == ()
     with pytest.raises(ValueError, match="one shape"):
         data.psnr(off, clean[0])
+
+
+def test_psnr_of_colour_and_of_other_ranges():
+    """Channels last would be read as images three pixels wide, integers and floats to 255 against a peak of 1."""
+    clean = np.full((7, 8, 3), 0.5)
+    off = clean + np.array([0.1, 0.1, 0.01])
+    with pytest.raises(
+        ValueError, match=r"\(7, 8, 3\).*x\.reshape\(\*x\.shape\[:-2\], -1\).*np\.moveaxis\(x, -1, -3\)"
+    ):
+        data.psnr(off, clean)
+    with pytest.raises(ValueError, match="Channels last"):
+        data.psnr(off[None], clean[None])
+    one, each = (
+        data.psnr(*map(turn, (off, clean)))
+        for turn in (lambda x: x.reshape(*x.shape[:-2], -1), lambda x: np.moveaxis(x, -1, -3))
+    )
+    np.testing.assert_allclose(one, -10 * np.log10(np.mean((off - clean) ** 2)))
+    np.testing.assert_allclose(each, [20, 20, 40])
+    grey = clean[..., 0]
+    for images, words in (
+        ((255 * grey).astype(np.uint8), "not uint8; divide 8-bit images by 255"),
+        (255 * grey, "clean reaches 128: divide by 255"),
+        (grey + 0j, "not complex128; pass their magnitude"),
+        (jnp.asarray(grey, jnp.bfloat16), r"not bfloat16; pass images\.astype\(np\.float32\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            data.psnr(images, images)

@@ -88,7 +88,7 @@ def test_an_estimate_is_never_called_certified(budget):
 
 
 def test_iterate_keeps_its_budget_and_says_what_it_needs():
-    with pytest.raises(ValueError, match="which takes 4"):
+    with pytest.raises(ValueError, match="which takes 7"):
         list(bilevel.iterate(Undeclared(np.ones(3)), np.zeros(3), max_cost=3))
     state, _ = list(bilevel.iterate(Undeclared(np.ones(3)), np.zeros(3) + 0.1, max_cost=7))[-1]
     assert state.counts.cost <= 7

@@ -358,6 +358,7 @@ def test_made_under_jit():
 GOOD = images(0)
 BAD = {
     "one image": (GOOD[0], GOOD[0], ValueError, r"noisy\[None\]"),
+    "colour": (np.zeros((8, 9, 3)), np.zeros((8, 9, 3)), ValueError, r"np\.moveaxis\(noisy, -1, 0\)"),
     "shapes": (GOOD, GOOD[:1], ValueError, "same shape"),
     "integers": ((GOOD * 255).astype(np.uint8), GOOD, TypeError, "divide by 255"),
     "mixed": (GOOD, GOOD.astype(np.float32), TypeError, r"noisy\.astype\(clean\.dtype\)"),

@@ -119,7 +119,10 @@ def test_configuring_jax_is_seen():
 
 
 def tracked_files():
-    """What git has, or would have after `git add .`."""
+    """What git has, or would have after `git add .`; in an unpacked sdist, what that lists."""
+    if (ROOT / "PKG-INFO").exists():
+        (sources,) = ROOT.glob("*.egg-info/SOURCES.txt")
+        return [ROOT / name for name in sources.read_text().splitlines()]
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -128,6 +131,15 @@ def tracked_files():
         text=True,
     )
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_large_files():
+    """A clone stays fast: a megabyte at most, and a log or what lies beside it 200 kB."""
+    sizes = {path: path.stat().st_size for path in tracked_files()}
+    logs = {path: size for path, size in sizes.items() if path.parent == ROOT / "experiments" / "logs"}
+    assert len(logs) > 20
+    assert [str(path) for path, size in sizes.items() if size > 1_000_000] == []
+    assert [str(path) for path, size in logs.items() if size > 200_000] == []
 
 
 def test_no_utils():

@@ -160,18 +160,22 @@ def test_the_iteration_count_grows_at_its_rate(solver, kappas, rate):
 
 @each_solver
 def test_a_cap_is_never_exceeded(solver):
-    """Whatever max_cost, what is counted stays below it, an x with a true bound comes back, and it says max_cost."""
+    """Whatever max_cost, what is counted stays below it, an x with a true bound comes back, and it says max_cost.
+
+    Less is left over than a last look at L takes, which is kept back for the x that comes back.
+    """
     problem, theta = example("robust", F64)
     told = Undeclared(problem, ("mu",))
     exact = exactly(problem, theta, problem.guess(theta))
     x0, eps = problem.guess(theta) + 10, jnp.asarray(1e-10)
-    for most in range(overhead(told, theta, optax.tree.size(x0)), 40):
+    least = overhead(told, theta, optax.tree.size(x0))
+    for most in range(least, 40):
         lower = minimise(told, solver, theta, x0, eps, jnp.asarray(most, jnp.int32))
         cost, short = int(lower.lower_gradients + lower.hessian_products), bool(lower.error > eps)
-        assert most - short <= cost <= most if short else cost <= most
+        assert most - (least - 1) * short <= cost <= most if short else cost <= most
         assert (lower.result == RESULTS.max_cost_reached) == short
         assert distance(lower.x, exact.x) <= lower.error
-        assert short or most > 5
+        assert short or most > 2 * least - 1
 
 
 class Steep(AbstractProblem):
@@ -215,9 +219,9 @@ class Saddle(AbstractProblem):
 
 
 def test_a_saddle_is_not_solved():
-    """With mu unknown, a Ritz value below zero says at once that h is not convex, and no error is claimed."""
+    """With mu unknown, a Ritz value below zero says that h is not convex, and no error is claimed."""
     lower = bilevel.solve_lower(Saddle(), 1.0)
-    assert lower.result == RESULTS.not_strongly_convex and lower.error == jnp.inf
+    assert lower.result == RESULTS.not_convex and lower.error == jnp.inf and jnp.all(jnp.isfinite(lower.x))
 
 
 def test_a_warm_start_at_the_solution_costs_one_gradient():

@@ -321,9 +321,16 @@ def test_denoise(option):
 
 
 GOOD = images(0)
+COLOUR = GOOD.T
 BAD = {
     "one image": (GOOD[0], GOOD[0], ValueError, r"noisy\[None\]"),
-    "colours": (GOOD[None], GOOD[None], ValueError, "n, height, width"),
+    "a line": (GOOD[0, 0], GOOD[0, 0], ValueError, r"stack \(n, height, width\)"),
+    "channels first": (GOOD[None], GOOD[None], ValueError, r"height, width\).*noisy\.reshape\(-1, 5, 6\)"),
+    "colour": (COLOUR, COLOUR, ValueError, r"np\.moveaxis\(noisy, -1, 0\).*, or one grey image.*noisy\.swapaxes\(1, 2"),
+    "alpha": (COLOUR, COLOUR[..., [0, 1, 2, 0]], ValueError, r"(?s)4 channels last.*np\.moveaxis"),
+    "grey and alpha": (COLOUR, COLOUR[..., :2], ValueError, r"2 channels last .*theta, and nothing .* other\. \("),
+    "one channel": (COLOUR, COLOUR[..., :1], ValueError, r"1 channels last.*np\.moveaxis\(noisy, -1, 0\)"),
+    "colour pictures": (COLOUR[None], COLOUR[None], ValueError, r"np\.moveaxis\(noisy, -1, 1\)\.reshape\(-1, 6, 5\)"),
     "empty": (GOOD[:0], GOOD[:0], ValueError, "at least one image"),
     "thin": (GOOD[:, :1], GOOD[:, :1], ValueError, "2 x 2"),
     "shapes": (GOOD, GOOD[:2], ValueError, "same shape"),
@@ -346,6 +353,16 @@ def test_bad_images(case):
     clean, noisy, error, message = BAD[case]
     with pytest.raises(error, match=message):
         TotalVariation(clean, noisy)
+
+
+def test_channels_in_front_are_images():
+    """What the error says to write works; and small images stay images, whatever their last axis."""
+    for pictures in (np.moveaxis(COLOUR, -1, 0), (COLOUR @ [0.299, 0.587, 0.114])[None], COLOUR.swapaxes(1, 2)):
+        assert TotalVariation(pictures, pictures).noisy.shape == pictures.shape
+    several = np.moveaxis(COLOUR[None], -1, 1).reshape(-1, 6, 5)
+    np.testing.assert_array_equal(TotalVariation(None, several).noisy, GOOD.swapaxes(1, 2))
+    for shape in ((2, 4, 4), (1, 3, 4), (9, 4, 3), (4, 9, 3), (1, 9, 3), (9, 9, 5)):
+        assert TotalVariation(None, np.zeros(shape)).noisy.shape == shape
 
 
 def test_float64_images_in_32_bits():

@@ -26,9 +26,12 @@ import optax
 from ..hypergradient import Hypergradient, Point, evaluate
 from ..inputs import positive
 from ..lower import AbstractLowerSolver
-from ..meter import Meter, Stop, overheads
-from ..method import DEFAULT_TOLERANCE, ROUNDED, AbstractMethod, Info, State
+from ..meter import Meter, Stop, measure, overheads
+from ..method import ROUNDED, AbstractMethod, Info, State
+from ..norms import norm
 from ..problem import Vector, cross_transpose_product
+from ..program import program
+from ..refine import first_tolerance, refine
 from ..results import RESULTS
 from ..solvers import Nesterov
 from .response import FittedResponse, Response, pull_back, respond, turn
@@ -93,11 +96,12 @@ class SelfTuning(AbstractMethod):
             memory = state.memory
             norm = self._norm(meter, state.theta, memory.z, box)
             if math.isnan(state.tol):
-                state = dataclasses.replace(state, tol=DEFAULT_TOLERANCE * norm if tol is None else tol)
+                first = self._tolerance(meter, state, box) if tol is None else tol
+                state = dataclasses.replace(state, tol=first)
             tol = state.tol if tol is None else tol
             if norm <= (tol / 2 if math.isnan(memory.below) else memory.below):
                 state, gradient, met = self._certify(meter, state, tol, box)
-                norm = self._norm(meter, state.theta, gradient.gradient, box)
+                norm = meter.stationarity(state.theta, gradient, box)
                 omega, delta, certificate = float(gradient.error), float(gradient.delta), gradient.certificate
                 known = (meter.counts, meter.seconds)
                 if met:
@@ -154,47 +158,38 @@ class SelfTuning(AbstractMethod):
         meter.counts = counts._replace(
             lower_gradients=counts.lower_gradients + response.cost, cross_products=counts.cross_products + turned
         )
-        for broken in (RESULTS.non_finite, RESULTS.not_strongly_convex):
+        for broken in (RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.not_convex):
             if point.lower.result == broken:
                 raise Stop(broken)
-        if not (math.isfinite(float(point.value)) and math.isfinite(float(optax.tree.norm(z)))):
+        if not (math.isfinite(float(point.value)) and math.isfinite(float(norm(z)))):
             raise Stop(RESULTS.non_finite)
         return point, memory._replace(response=fitted, z=z)
 
     def _norm(self, meter: Meter, theta: Vector, z: Vector, box: Any) -> float:
         """||P(theta - z) - theta||."""
-        return meter.move(theta, z, -1.0, box)[1]
+        return float(meter.call(measure, theta, z, box))
+
+    def _tolerance(self, meter: Meter, state: State, box: Any) -> float:
+        """The default tolerance, from a hypergradient at theta0 that is certified for it."""
+        delta = float(state.point.norm_g_x) / 10
+        point, gradient = meter.differentiate(state.theta, state.point, state.memory.q, delta)
+        return first_tolerance(meter, state.theta, point, gradient, box)
 
     def _certify(self, meter: Meter, state: State, tol: float, box: Any) -> tuple[State, Hypergradient, bool]:
         """A hypergradient accurate enough to say whether its norm is certainly at most tol; and the answer."""
-        theta, point, memory = state.theta, state.point, state.memory
+        theta, memory = state.theta, state.memory
         asked = self._norm(meter, theta, memory.z, box)
-        q, delta, share = memory.q, float(point.norm_g_x) / 10, 0.4
-        while True:
-            gradient = meter.differentiate(theta, point.lower, q, delta)
-            q, omega = gradient.q, float(gradient.error)
-            norm = self._norm(meter, theta, gradient.gradient, box)
-            met = norm + omega <= tol
-            exact = bool(gradient.result == RESULTS.accuracy_floor) or float(gradient.delta) == 0
-            solved = bool(point.lower.result == RESULTS.accuracy_floor) or float(point.lower.error) == 0
-            if met or norm - omega > tol or omega <= tol / 10 or (exact and solved):
-                break
-            # omega ~ per_eps eps + per_delta delta: each gets its share of what is left, and less at every repetition
-            if math.isnan(omega):
-                raise Stop(RESULTS.non_finite)
-            wanted = share * max(tol - norm, tol / 10)
-            per_eps, per_delta = float(gradient.per_eps), float(gradient.per_delta)
-            eps = wanted / per_eps if per_eps > 0 else math.inf
-            delta = min(delta, wanted / per_delta if per_delta > 0 else math.inf)
-            share /= 2
-            reached = float(point.lower.error), float(gradient.delta)
-            if eps >= reached[0] and delta >= reached[1]:  # what is too large is of second order
-                eps, delta = reached[0] / 2, reached[1] / 2
-            if float(point.lower.error) > eps and not solved:
-                point = meter.solve(theta, point.lower.x, eps)
-                if float(point.lower.error) > ROUNDED * eps and point.lower.result != RESULTS.accuracy_floor:
-                    raise Stop(point.lower.result)
-        memory = memory._replace(q=q, below=asked / 2)
+
+        def wanted(gradient):
+            """omega that tells; as it is where the norm is certainly larger."""
+            size = meter.stationarity(theta, gradient, box)
+            surely_not = size - float(gradient.error) > tol
+            return math.inf if surely_not else max(tol - size, tol / 10)
+
+        point, gradient = meter.differentiate(theta, state.point, memory.q, float(state.point.norm_g_x) / 10)
+        point, gradient = refine(meter, theta, point, gradient, wanted)
+        met = meter.stationarity(theta, gradient, box) + float(gradient.error) <= tol
+        memory = memory._replace(q=gradient.q, below=asked / 2)
         return dataclasses.replace(state, point=point, memory=memory), gradient, met
 
 
@@ -213,7 +208,8 @@ def self_tuning(
     - `sigma`: the size of the perturbations of theta.
 
     An outer step costs about (2 rank + 1) T. Where ||z|| falls below tol / 2, the hypergradient there is certified, and
-    only that ends a run as converged; else `gradient_error` is infinite. `tol` left out is 1e-3 of the first ||z||.
+    only that ends a run as converged; else `gradient_error` is infinite. `tol` left out is a thousandth of a norm at
+    theta0 that is certified once for it.
 
     Raises ValueError for a rank below 1, steps below 2, a sigma that is not positive; TypeError for no optimiser.
     """
@@ -224,7 +220,7 @@ def self_tuning(
     return SelfTuning(optimiser, rank, steps, sigma, solver)
 
 
-@eqx.filter_jit
+@program
 def descend(method, problem, theta, x, memory, box):
     """(theta+, x+, the optimiser's state, ||theta+ - theta||)."""
     updates, optimiser = method.optimiser.update(memory.z, memory.optimiser, theta)
@@ -232,10 +228,10 @@ def descend(method, problem, theta, x, memory, box):
     if box is not None:
         new = jax.tree.map(jnp.clip, new, *box)
     change = optax.tree.sub(new, theta)
-    return new, optax.tree.add(x, respond(memory.response, change)), optimiser, optax.tree.norm(change)
+    return new, optax.tree.add(x, respond(memory.response, change)), optimiser, norm(change)
 
 
-@eqx.filter_jit
+@program
 def fit(method, problem, theta, x, response, allowed, curvature):
     """(the point after T steps on x, K after T steps around it, z)."""
     eps = jnp.zeros((), jax.tree.leaves(x)[0].dtype)
