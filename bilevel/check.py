@@ -20,6 +20,7 @@ from .results import RESULTS
 from .solvers import LBFGS
 
 
+@np.errstate(over="ignore", invalid="ignore")  # beyond the range of h
 def check_problem(
     problem: AbstractProblem,
     theta: PyTree,
@@ -63,7 +64,7 @@ def check_problem(
     rng = np.random.default_rng(seed)
     around = [probe.away(way, far) for way, far in zip(probe.directions(rng, len(DISTANCES)), DISTANCES, strict=True)]
     around = np.asarray(around)
-    for curvature in survey(probe, center, start, around if probe.dense else around[1:4], lines.flattest()):
+    for curvature in survey(probe, center, start, around if probe.dense else around[1:4], lines.extremes()):
         found.curvature(curvature, center)
     few = [probe.y, start, *around[1:4]] if probe.effort > 6 else [probe.y, around[2]]
     found.changes(climb(probe, np.stack(few)))

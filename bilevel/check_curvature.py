@@ -77,14 +77,19 @@ def _curvature(probe, y, of_h, of_g):
     return Curvature(y, True, values[0], vectors[:, 0] @ V, largest, noise, g_values[0], g_values[-1], g_noise, K)
 
 
-def survey(probe: Probe, center: Curvature, start: np.ndarray, around: np.ndarray, flat: np.ndarray) -> list[Curvature]:
-    """Of the starting point, the points `around` the solution, those where lines are `flat`, and, where Hessians are
-    measured whole, of many more, near and far, downhill from the least of which the smallest eigenvalue is followed."""
+def survey(
+    probe: Probe, center: Curvature, start: np.ndarray, around: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]
+) -> list[Curvature]:
+    """Of the starting point, the points `around` the solution, those where lines curve least and most, and, where
+    Hessians are measured whole, of many more, near and far, from the least of which the smallest eigenvalue is followed
+    downhill."""
+    flat, steep = extremes
     if not probe.dense:
-        return curvatures(probe, np.concatenate([start[None], around, flat[:2]]))
+        return curvatures(probe, np.concatenate([start[None], around, flat[:1], steep[:1]]))
     rng = np.random.default_rng(probe.seed)
     between = probe.y - start
-    points = [start, start + between / 2, start + 2 * between, *around, *flat[: 2 * probe.effort]]
+    points = [start, start + between / 2, start + 2 * between, *around]
+    points += [*flat[: 2 * probe.effort], *steep[: probe.effort]]
     for far in DISTANCES:
         along = [center.flattest, -center.flattest, *probe.directions(rng, probe.effort // 4)]
         points += [probe.away(direction, far) for direction in along]

@@ -88,6 +88,17 @@ def unit(rows: np.ndarray, otherwise: np.ndarray | float = 0.0) -> np.ndarray:
     return np.where(good, rows / np.where(good, size, 1), otherwise)
 
 
+def _batches(problem, theta, like) -> bool:
+    """Whether lower and upper can be vmapped; a callback may not."""
+    rows = jax.tree.map(lambda leaf: jax.numpy.stack([leaf, leaf]), like)
+    try:
+        for level in (problem.lower, problem.upper):
+            jax.eval_shape(jax.vmap(jax.grad(level), (0, None)), rows, theta)
+    except NotImplementedError:
+        return False
+    return True
+
+
 class Probe:
     """A problem at one theta, as functions of rows y; `like` is an x, and `n`, `d` are the sizes of x and theta.
 
@@ -102,7 +113,7 @@ class Probe:
         self.dtype, self.n, self.d = x.dtype, x.size, flat(theta).size
         self.eps = float(np.finfo(x.dtype).eps)
         self.dense = self.n <= DENSE
-        self.rows = ROWS if self.dense else 1
+        self.rows = ROWS if self.dense and _batches(problem, theta, like) else 1
         data = sum(leaf.size for leaf in jax.tree.leaves(problem) if eqx.is_array(leaf))
         self.effort = min(EFFORT, max(1, 2**20 // (data + self.n)))
         self.root, self.y = np.ones_like(x), x

@@ -6,7 +6,8 @@ the midpoint m,
     slope(b) - slope(a) = (b - a) (bend(a) + 4 bend(m) + bend(b)) / 6 + defect
 
 The defect falls with the fifth power of b - a where h is smooth, with the first where bend jumps, and not at all where
-slope does, at a kink: intervals are halved where it is largest, by itself, over b - a and over (b - a)^2.
+slope does, at a kink: intervals are halved where it is largest, by itself, over b - a and over (b - a)^2; and where h
+curves least and most.
 """
 
 from typing import NamedTuple
@@ -50,7 +51,8 @@ class Lines:
             length = self.cells[:, 2, 1] - self.cells[:, 0, 1]
             rise = self.cells[:, 2, 2] - self.cells[:, 0, 2]
             defect = np.abs(rise - length * (self.cells[:, :, 3] @ [1, 4, 1]) / 6)
-            scores = np.stack([defect, defect / length, -rise / length] + [defect / length**2] * jumps)
+            scores = [defect, defect / length, -rise / length, rise / length] + [defect / length**2] * jumps
+            scores = np.stack(scores)
             closed = (length < 2 * self.resolution(self.cells[:, 1])) | ~np.isfinite(self.cells).all(axis=(1, 2))
             scores[:, closed] = -np.inf
             pick = np.unique(np.argsort(-scores, axis=1)[:, : probe.effort])
@@ -92,13 +94,16 @@ class Lines:
     def at(self, nodes):
         return self.probe.y + nodes[:, 1:2] * self.v[nodes[:, 0].astype(int)]
 
-    def flattest(self) -> np.ndarray:
-        """On every line the point that curves least, the least first."""
+    def extremes(self) -> tuple[np.ndarray, np.ndarray]:
+        """On every line the point that curves least, the least first; and that which curves most, the most first."""
         nodes = self.cells.reshape(-1, 4)
         nodes = nodes[np.isfinite(nodes).all(axis=1)]
-        nodes = nodes[np.lexsort((nodes[:, 3], nodes[:, 0]))]
-        nodes = nodes[np.unique(nodes[:, 0], return_index=True)[1]]
-        return self.at(nodes[np.argsort(nodes[:, 3])])
+        return self._first_of_lines(nodes, nodes[:, 3]), self._first_of_lines(nodes, -nodes[:, 3])
+
+    def _first_of_lines(self, nodes, order):
+        first = np.lexsort((order, nodes[:, 0]))
+        first = first[np.unique(nodes[first, 0], return_index=True)[1]]
+        return self.at(nodes[first[np.argsort(order[first])]])
 
     def kink(self, L: float) -> Found | None:
         """Where slope changes by far more than it bends on either side, and than L allows, as finely as can be
@@ -196,38 +201,42 @@ def climb(probe: Probe, points: np.ndarray) -> list[Change]:
 
 
 class Mismatch(NamedTuple):
-    """How far a derivative is from a central difference: `fine`, with a tenth of the step of `coarse`; `size` is the
-    derivative's, `noise` what rounding may do."""
+    """A derivative of lower, of length `size`, is `miss` away from the differences that it should explain."""
 
     name: str
     y: np.ndarray
-    coarse: float
-    fine: float
+    miss: float
     size: float
-    noise: float
 
 
 def mismatches(probe: Probe, points: np.ndarray) -> list[Mismatch]:
-    """grad h against h, and H against grad h, along a random direction at every point.
+    """grad h against h, and H against grad h, along a random direction at every point, by central differences:
 
-    Two steps, because what a central difference misses of a smooth function shrinks with the step.
+        (h(y + t v) - h(y - t v)) / 2t ~ <grad h, v>,        (grad h(y + t v) - grad h(y - t v)) / 2t ~ H v
+
+    What they miss of a smooth function shrinks with t. Told is what does not, at every t that rounding leaves.
     """
     v = unit(np.random.default_rng(probe.seed).standard_normal(points.shape))
     fields = ("h", "rho", "Hv")
     here, near = probe(points, v, fields=fields), probe.jitter(points, v, fields)
-    size = probe.eps ** (1 / 3) * (1 + norms(points))
     slope, curve = np.sum(here.rho * v, axis=1), norms(here.Hv)
     h_noise = 8 * (np.std(near.h, axis=0) + probe.eps * np.abs(here.h))
-    rho_noise = norms(np.std(near.rho, axis=0)) + probe.eps * (curve * norms(points) + norms(here.rho))
-    misses = []
-    for t in (size, size / 10):
+    rho_noise = 8 * (norms(np.std(near.rho, axis=0)) + probe.eps * (curve * norms(points) + norms(here.rho)))
+    rows = {"gradient": [], "second derivative": []}
+    for k in range(4):
+        t = probe.eps ** (1 / 3) * (1 + norms(points)) / 10**k
         ends = [(points + sign * t[:, None] * v).astype(probe.dtype) for sign in (1, -1)]
         length = norms(ends[0].astype(float) - ends[1])
         ahead, behind = (probe(y, v, fields=fields) for y in ends)
-        misses.append(np.abs((ahead.h - behind.h) / length - slope))
-        misses.append(norms((ahead.rho - behind.rho) / length[:, None] - here.Hv))
-    of_h, of_rho, of_h_fine, of_rho_fine = misses
-    rows = zip(points, of_h, of_h_fine, np.abs(slope) + size * curve, 10 * h_noise / size, strict=True)
-    out = [Mismatch("gradient", *row) for row in rows]
-    rows = zip(points, of_rho, of_rho_fine, curve, 80 * rho_noise / size, strict=True)
-    return out + [Mismatch("second derivative", *row) for row in rows]
+        miss = np.abs((ahead.h - behind.h) / length - slope)
+        rows["gradient"].append((miss, np.abs(slope) + t * curve, h_noise / t))
+        miss = norms((ahead.rho - behind.rho) / length[:, None] - here.Hv)
+        rows["second derivative"].append((miss, curve, rho_noise / t))
+    out = []
+    for name, steps in rows.items():
+        for y, miss, size, noise in zip(points, *np.moveaxis(np.asarray(steps), (0, 1, 2), (2, 0, 1)), strict=True):
+            clear = noise <= 0.1 * size
+            wrong = miss[clear] > 1e-2 * size[clear] + noise[clear]
+            if len(wrong) > 1 and wrong.all() and miss[clear][-1] > 0.5 * miss[clear][0]:
+                out.append(Mismatch(name, y, float(miss[clear][-1]), float(size[clear][-1])))
+    return out

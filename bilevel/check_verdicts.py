@@ -147,10 +147,8 @@ class Findings:
                 self.too_small(change.name, declared, measured, self.at(change.ends[1]), where)
 
     def derivatives(self, misses: list[Mismatch]) -> None:
-        """What a central difference misses of a smooth function shrinks with the step."""
         for miss in misses:
-            if not miss.fine <= 1e-2 * miss.size + miss.noise and miss.fine > 0.5 * miss.coarse:
-                self.add(miss.name, miss.fine, (
-                    f"the {miss.name} of lower does not match finite differences {self.at(miss.y)} (off by "
-                    f"{miss.fine:.3g} of {miss.size:.3g}): is lower smooth there, is a custom derivative rule right?"
-                ))  # fmt: skip
+            self.add(miss.name, miss.miss, (
+                f"the {miss.name} of lower does not match finite differences {self.at(miss.y)} (off by "
+                f"{miss.miss:.3g} of {miss.size:.3g}): is lower smooth there, is a custom derivative rule right?"
+            ))  # fmt: skip
