@@ -115,7 +115,9 @@ def measure(rng, draw, dtype, solver, count, exactly):
 
 @pytest.mark.parametrize(
     ("draw", "dtype", "solver", "count", "exactly"),
-    [(*case, closed_form) for case in QUADRATICS] + [(*case, dense) for case in OTHERS],
+    # a solver and dtype of each in `make test`; tests/test_attack.py has more families
+    [pytest.param(*case, closed_form, marks=pytest.mark.full if case[1] is F64 else ()) for case in QUADRATICS]
+    + [pytest.param(*case, dense, marks=pytest.mark.full if case[1] is F32 else ()) for case in OTHERS],
 )
 def test_no_bound_is_violated(draw, dtype, solver, count, exactly):
     """||x - xhat|| <= error, |g(x) - f| <= value_error, ||z - grad f|| <= omega: on every one of 10 000 draws.
@@ -182,7 +184,12 @@ def test_bounds_shrink_like_eps(draw, count):
 
 
 @pytest.mark.parametrize(
-    ("draw", "declared", "count"), [(random_robust, ("mu",), 300), (random_robust, (), 300), (elastic_tv, (), 200)]
+    ("draw", "declared", "count"),
+    [
+        (random_robust, ("mu",), 300),
+        (random_robust, (), 300),
+        pytest.param(elastic_tv, (), 200, marks=pytest.mark.full),
+    ],
 )
 def test_estimates_say_so_and_mostly_hold(draw, declared, count):
     """With mu alone, or nothing, declared: "estimated", never certified. Measured: the bounds of x, of the value and

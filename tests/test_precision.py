@@ -183,6 +183,7 @@ def test_numbers_do_not_compile_anew():
     assert Meter.compilations == before
 
 
+@pytest.mark.full
 def test_a_whole_run_ends_where_float64_does():
     """The same minimum of f, certified, at a cost that its maximum bounds."""
     problem, theta0 = random_tv(np.random.default_rng(7), np.float64)[0], jnp.array([-3.0, -3.0])

@@ -49,6 +49,7 @@ def test_hypergradient_on_a_mesh_equals_that_on_one_device(both):
     assert four.x.sharding.is_equivalent_to(layout, 3) and four.certified
 
 
+@pytest.mark.full
 def test_rows_on_a_mesh_give_what_they_give_on_one_device():
     """Logistic regression, its rows spread: the gradient with its certificate, the weights, the adjoint."""
     rng = np.random.default_rng(1)
