@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .check_curvature import DISTANCES, curvatures, survey
+from .check_lines import Lines
 from .check_probe import Probe, flat, norms, unit
-from .check_search import Lines, climb, mismatches
+from .check_search import climb, mismatches
 from .check_verdicts import Findings
 from .inputs import prepare
 from .lower import AbstractLowerSolver, LowerSolution
@@ -59,27 +60,32 @@ def check_problem(
     if solved and (wrong := _hypergradient_mismatch(probe, lower, tight, solver)):
         found.add("hypergradient", 1.0, wrong)
 
-    lines = Lines(probe, _through(probe, center.flattest, start), DISTANCES[-1], probe.constants.L_hessian is not None)
-    found.lines(lines)
     rng = np.random.default_rng(seed)
     around = [probe.away(way, far) for way, far in zip(probe.directions(rng, len(DISTANCES)), DISTANCES, strict=True)]
+    few = [probe.y, start, *around[1:4]] if probe.effort > 6 else [probe.y, around[2]]
+    changes = climb(probe, np.stack(few))
+    lines = Lines(probe, _through(probe, center.flattest, start, changes), DISTANCES[-1])
+    found.lines(lines, center)
     around = np.asarray(around)
     for curvature in survey(probe, center, start, around if probe.dense else around[1:4], lines.extremes()):
         found.curvature(curvature, center)
-    few = [probe.y, start, *around[1:4]] if probe.effort > 6 else [probe.y, around[2]]
-    found.changes(climb(probe, np.stack(few)))
+    found.changes(changes)
     found.derivatives(mismatches(probe, np.stack([probe.y, *around[:3]])))
     return found.report()
 
 
-def _through(probe, flattest, start):
-    """Directions of lines through the solution: random, axes, the least curvature's, and the starting point's."""
+def _through(probe, flattest, start, changes):
+    """Directions of lines through the solution: random, axes, the least curvature's, the starting point's, and those
+    along which H was seen to change most."""
     rng = np.random.default_rng(probe.seed)
     axes = rng.choice(probe.n, min(probe.n, probe.effort), replace=False)
     along = np.zeros((len(axes), probe.n))
     along[np.arange(len(axes)), axes] = 1
+    steep = [change for change in changes if change.name == "L_hessian" and np.isfinite(change.amount)]
+    steep = sorted(steep, key=lambda change: -change.amount / change.length)[: 1 + probe.effort // 3]
     many = probe.directions(rng, max(2, 2 * probe.effort // 3))
-    directions = unit(np.concatenate([many, along, flattest[None], (probe.y - start)[None]]))
+    ways = [*many, *along, flattest, probe.y - start, *(change.v for change in steep)]
+    directions = unit(np.stack(ways))
     return directions[norms(directions) > 0]
 
 
@@ -95,7 +101,8 @@ def _hypergradient_mismatch(
         z_error = 4 * norms(z - _by_elimination(probe, probe.y + float(lower.error) * probe.directions(rng, 1)[0]))
     else:
         out = hypergradient(probe.problem, probe.theta, delta=tight, **options)
-        if out.result == RESULTS.not_strongly_convex or out.result == RESULTS.non_finite:
+        bad = (RESULTS.not_strongly_convex, RESULTS.not_convex, RESULTS.non_finite)
+        if any(out.result == result for result in bad):
             return f"the adjoint system could not be solved: {RESULTS[out.result]}"
         z, z_error = flat(out.gradient), float(out.gradient_error)
     v, slopes = unit(rng.standard_normal(probe.d)), []

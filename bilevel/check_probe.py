@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from .problem import AbstractProblem
+from .program import program
 
 DENSE = 256  # unknowns up to which Hessians are measured whole
 ROWS = 64  # of one call, as long as that is so
@@ -38,7 +39,7 @@ class Seen(NamedTuple):
     Ktv: Any
 
 
-@eqx.filter_jit
+@program
 def second_order(problem, theta, like, root, y, v, w, fields):
     """The measurements `fields` at rows y (rows, n) along v (rows, n) and w (rows, d)."""
     unravel_x, (t, unravel_t) = ravel_pytree(like)[1], ravel_pytree(theta)
@@ -64,7 +65,7 @@ def second_order(problem, theta, like, root, y, v, w, fields):
     return jax.vmap(one)(y, v, w)
 
 
-@eqx.filter_jit
+@program
 def declarations(problem, theta, like, root, y, q, radius):
     """(constants, bounds at y for q) of the problem."""
     unravel = ravel_pytree(like)[1]

@@ -6,13 +6,12 @@ Every comparison leaves room for rounding, of what is measured and of the points
 import numpy as np
 
 from .check_curvature import Curvature
+from .check_lines import SLACK, Lines
 from .check_probe import Probe, norms
-from .check_search import Change, Lines, Mismatch, confirmed
+from .check_search import Change, Mismatch, confirmed
 from .lower import LowerSolution
 from .problem import AbstractProblem
 from .results import RESULTS
-
-SLACK = 1 + 1e-6
 
 
 class Findings:
@@ -82,8 +81,8 @@ class Findings:
                 "curvature there allows more: does it have a kink, or curve far less elsewhere?"
             ))  # fmt: skip
 
-    def lines(self, lines: Lines) -> None:
-        """No kinks, and |bend(b) - bend(a)| <= L_H |b - a|."""
+    def lines(self, lines: Lines, center: Curvature) -> None:
+        """No kinks, |bend(b) - bend(a)| <= L_H |b - a|, and |log bend(b) - log bend(a)| <= S |b - a|."""
         nodes = lines.cells.reshape(-1, 4)
         bad = nodes[~np.isfinite(nodes).all(axis=1)]
         if len(bad):
@@ -98,6 +97,9 @@ class Findings:
             advice = "Its second derivative jumps there, and no value is large enough: smooth it, or declare None."
             at, measured = self.at(jump.y), jump.amount / jump.length
             self.too_small("L_hessian", L, measured, at, "constants", advice if jump.sharp else "")
+        S = self.known.concordance
+        if S is not None and (factor := lines.factor(S, center.largest)) is not None:
+            self.too_small("concordance", S, factor.amount / factor.length, self.at(factor.y), "constants")
 
     def curvature(self, c: Curvature, center: Curvature) -> None:
         """mu <= H <= L, ||G|| <= L_upper, ||K|| <= L_upper_theta, and G >= 0 if it is declared convex."""
@@ -143,7 +145,7 @@ class Findings:
                 contradictions.append((change.amount / change.length, change, declared, allowed, where))
         for measured, change, declared, allowed, where in sorted(contradictions, key=lambda one: one[2] - one[0]):
             known_worse = measured - declared <= self.worst(change.name)
-            if not known_worse and (change.name == "J" or confirmed(self.probe, *change[1:4], allowed)):
+            if not known_worse and (change.name == "J" or confirmed(self.probe, change, allowed)):
                 self.too_small(change.name, declared, measured, self.at(change.ends[1]), where)
 
     def derivatives(self, misses: list[Mismatch]) -> None:
