@@ -27,7 +27,8 @@ LAYERS = [
     {"methods"},
     {"checkpoint"},
     {"check_probe"},
-    {"check_curvature", "check_search", "check_verdicts"},
+    {"check_curvature", "check_lines", "check_search"},
+    {"check_verdicts"},
     {"solve", "check"},
     {"stn"},
 ]
