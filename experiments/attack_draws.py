@@ -163,7 +163,9 @@ def draw_logistic(rng, dtype, shape=(4, 3), mean=0.0, p=4, classes=3, m=12) -> D
     spread, odd = power(rng, -1, 1), rng.choice(3, p=[0.7, 0.15, 0.15])
 
     def labels(m):
-        return rng.permutation(m) % classes if balanced else np.append(rng.integers(0, classes, m - 1), classes - 1)
+        if balanced:
+            return rng.permutation(m) % classes
+        return np.append(rng.integers(0, classes, m - classes), np.arange(classes))
 
     balanced = rng.random() < 0.5
     problem = LogisticRegression(features(m), labels(m), features(9), labels(9))
