@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from ._outer.programs import Counts
 from .bounds import unit_roundoff
 from .inputs import prepare, same_shapes
 from .krylov import cg_iterations
 from .lower import preconditioner
-from .meter import Counts
 from .norms import dual_norm, norm
 from .pointwise import HypergradientSolution
 from .problem import AbstractProblem, Scalar, Vector, hessian_product, lower_gradient

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .direction import Box
+from ._outer.region import Box
 from .layout import replicate
 from .problem import AbstractProblem, Vector
 from .program import program

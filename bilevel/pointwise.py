@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from ._outer.method import ROUNDED
+from ._outer.programs import UNLIMITED, Counts, Meter, differentiate, overheads
 from .hypergradient import weakest
 from .inputs import positive, prepare, same_shapes
 from .lower import AbstractLowerSolver, LowerSolution, descend, overhead
-from .meter import UNLIMITED, Counts, Meter, differentiate, overheads
-from .method import ROUNDED
 from .problem import AbstractProblem
 from .program import program
 from .results import RESULTS

@@ -15,10 +15,10 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from . import checkpoint as checkpoints
+from ._outer.method import AbstractMethod, Info, State
+from ._outer.named import quasi_newton
+from ._outer.programs import Counts, overheads
 from .inputs import make_box, prepare
-from .meter import Counts, overheads
-from .method import AbstractMethod, Info, State
-from .methods import quasi_newton
 from .problem import AbstractProblem
 from .results import RESULTS, Solution
 

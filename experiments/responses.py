@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import record
 import style
+from bilevel.quasi_newton import QuasiNewton
 from foe import ZeroMean
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
@@ -27,7 +28,6 @@ from tqdm import tqdm
 
 import bilevel
 import problems
-from bilevel.quasi_newton import QuasiNewton
 from problems import data, foe, labelled
 
 jax.config.update("jax_enable_x64", True)

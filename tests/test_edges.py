@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 import bilevel
 from bilevel import RESULTS, AbstractProblem, Adaptive, CertifiedBacktracking, Constants, Method, NewtonCG
-from bilevel.accuracy import AbstractAccuracy
+from bilevel._outer.accuracy import AbstractAccuracy, scaled
 from problems import Quadratic, TotalVariation
 
 
@@ -177,11 +177,17 @@ class OneAtATime(AbstractAccuracy):
     def init(self, error, norm_g_x, value):
         return self.adaptive.init(error, norm_g_x, value)
 
-    def certifies(self, norm, omega):
-        return self.adaptive.certifies(norm, omega)
+    def wanted(self, asked, reached):
+        return self.adaptive.wanted(asked, reached)
 
-    def update(self, accuracy, event, excess=1.0):
-        return self.adaptive.update(accuracy, event)
+    def tighten(self, asked, reached, wanted, tries):
+        return scaled(asked, self.adaptive.nu)
+
+    def harder(self, asked, floor, judged):
+        return self.adaptive.harder(asked, floor, judged)
+
+    def accepted(self, asked):
+        return self.adaptive.accepted(asked)
 
 
 def test_skipping_checks_finds_the_published_accuracies():
@@ -190,6 +196,6 @@ def test_skipping_checks_finds_the_published_accuracies():
     for rule in (Adaptive(1e3, 1e3), OneAtATime(Adaptive(1e3, 1e3))):
         method = Method(rule, CertifiedBacktracking(1e-2))
         runs.append([s for s, _ in bilevel.iterate(small_tv(), np.array([-2.0, -4.0]), method, max_steps=6)])
-    asked = np.array([[(s.memory.accuracy.eps, s.memory.accuracy.delta) for s in run] for run in runs])
+    asked = np.array([[(s.memory.asked.eps, s.memory.asked.delta) for s in run] for run in runs])
     np.testing.assert_allclose(asked[0], asked[1], rtol=1e-12)
     assert runs[0][-1].counts.cost < runs[1][-1].counts.cost

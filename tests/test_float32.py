@@ -55,7 +55,7 @@ def test_no_claim_is_wrong_and_no_run_endless(problem, theta0, method):
         assert dtypes(state) <= {jnp.dtype(F), jnp.dtype(np.int32)}
     assert time.monotonic() - start < 60
     assert infos[-1].result != RESULTS.converged and infos[-1].result != RESULTS.non_finite
-    certified = not isinstance(getattr(method, "linesearch", None), bilevel.HOAGHeuristic)
+    certified = not isinstance(method.search, bilevel.HOAGHeuristic)
     values = []
     for info, theta in zip(infos, thetas, strict=True):
         value, gradient = truth(problem, theta)

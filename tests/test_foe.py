@@ -12,8 +12,8 @@ import pytest
 from problems_for_tests import batched, stack, truth
 
 from bilevel import RESULTS, NewtonCG, check_problem
+from bilevel._outer.programs import UNLIMITED
 from bilevel.hypergradient import differentiate, evaluate
-from bilevel.meter import UNLIMITED
 from bilevel.problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
 from problems.foe import FieldsOfExperts, dct_filters, initial
 

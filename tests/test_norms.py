@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bilevel._outer.region import stationarity
 from bilevel.bounds import unit_roundoff
-from bilevel.direction import stationarity
 from bilevel.norms import dual_norm, metric_norm, norm
 from bilevel.problem import AbstractProblem, Constants
 

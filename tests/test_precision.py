@@ -22,8 +22,8 @@ from bilevel import (
     NewtonCG,
     SingleProducts,
 )
+from bilevel._outer.programs import Meter
 from bilevel.lower import descend, overhead
-from bilevel.meter import Meter
 
 MIXED = [*map(MixedPrecision, (Nesterov(), LBFGS())), SingleProducts(NewtonCG())]
 DECLARED = ("mu", "L", "L_upper", "L_hessian", "L_cross")

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import bilevel
 from bilevel import secants
-from bilevel.meter import Meter
+from bilevel._outer.programs import Meter
 from problems import LogisticRegression, TotalVariation
 
 THETA = jnp.array([-3.0, -3.0])

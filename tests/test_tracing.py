@@ -1,11 +1,13 @@
 """Nothing is traced or compiled again when a number changes, only when a shape does."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
 import bilevel
+from bilevel._outer.programs import Meter
 from bilevel.inputs import prepare
-from bilevel.meter import Meter
 
 TRACES = []
 
@@ -57,10 +59,14 @@ def test_a_run_with_other_numbers_compiles_nothing():
     first, compiled = spent(lambda: [bilevel.solve(problem(), theta(), m, max_steps=4, **box) for m in methods])
     assert first > checks and compiled > 0  # the counters count
 
+    def composed(k):
+        accuracy, search = bilevel.Balanced(C=2.0 + k), bilevel.SlopeTest(decrease=1e-3 + k)
+        return replace(bilevel.quasi_newton(), accuracy=accuracy, search=search)
+
     def others(k):
         run = bilevel.solve
         yield lambda: run(problem(), theta(-0.4 + k), max_steps=3, **box)
-        yield lambda: run(problem(), theta(), bilevel.QuasiNewton(C=2.0 + k, decrease=1e-3 + k), max_steps=5, **box)
+        yield lambda: run(problem(), theta(), composed(k), max_steps=5, **box)
         yield lambda: run(problem(), theta(), bilevel.maid(0.3 + k, 0.2 + k, 0.1 + k), max_steps=5, **box)
         yield lambda: run(problem(), theta(), bilevel.fixed_accuracy(1e-5 + k), tol=0.05 + k, max_cost=500 + k, **box)
         yield lambda: run(problem(0.5 + k), theta(), max_steps=4, bounds=(-1.0 - k, 2.0 + k))

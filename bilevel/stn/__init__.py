@@ -13,10 +13,7 @@ from .dropout import Dropout as Dropout
 from .dropout import EmbeddingDropout as EmbeddingDropout
 from .epochs import OUTCOMES as OUTCOMES
 from .penalty import squared_norm as squared_norm
-from .response import FittedResponse as FittedResponse
 from .schedule import Schedule as Schedule
-from .self_tuning import SelfTuning as SelfTuning
-from .self_tuning import self_tuning as self_tuning
 from .space import Integer as Integer
 from .space import Positive as Positive
 from .space import Rate as Rate

@@ -13,14 +13,16 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from .direction import Box
-from .hypergradient import Hypergradient, Point
-from .meter import Meter, Stop
+from ..hypergradient import Hypergradient, Point
+from ..problem import Vector
+from ..results import RESULTS
 from .method import ROUNDED
-from .problem import Vector
-from .results import RESULTS
+from .programs import Meter, Stop
+from .region import Box
 
 DEFAULT_TOLERANCE = 1e-3
+SHARE = 0.4  # of eps, and of delta, in omega at the first attempt; the rest is for what is of second order
+Pair = tuple[float, float]  # of eps and delta
 
 
 def default_tolerance(norm: float, omega: float, box: Box) -> float:
@@ -49,7 +51,7 @@ def refine(
     wanted: Callable[[Hypergradient], float],
 ) -> tuple[Point, Hypergradient]:
     """The point and its hypergradient, with omega <= wanted(gradient), or as accurate as rounding lets them be."""
-    share = 0.4
+    share = SHARE
     while float(gradient.error) > wanted(gradient):
         exact = bool(gradient.result == RESULTS.accuracy_floor) or float(gradient.delta) == 0
         solved = bool(point.lower.result == RESULTS.accuracy_floor) or float(point.lower.error) == 0
@@ -60,19 +62,27 @@ def refine(
                 break
             point = sharper
         else:
-            target = share * wanted(gradient)
-            eps, delta = (
-                target / per if per > 0 else math.inf for per in (float(gradient.per_eps), float(gradient.per_delta))
-            )
-            share /= 2
+            per = float(gradient.per_eps), float(gradient.per_delta)
             reached = float(point.lower.error), float(gradient.delta)
-            if eps >= reached[0] and delta >= reached[1]:  # what is too large is of second order
-                eps, delta = reached[0] / 2, reached[1] / 2
+            eps, delta = split(share * wanted(gradient), per, reached)
+            share /= 2
             delta = min(delta, reached[1])
             if reached[0] > eps and not solved:
                 point = solved_to(meter, theta, point, eps)
         point, gradient = meter.differentiate(theta, point, gradient.q, delta)
     return point, gradient
+
+
+def afford(share: float, per: float) -> float:
+    """The accuracy whose part of omega is `share`."""
+    return share / per if per > 0 else math.inf
+
+
+def split(share: float, per: Pair, reached: Pair, most: Pair = (math.inf, math.inf)) -> Pair:
+    """The accuracies whose parts of omega are `share` each, at most `most`. Where both were reached already, what is
+    too large is of second order: half of each."""
+    eps, delta = (min(m, afford(share, p)) for m, p in zip(most, per, strict=True))
+    return (reached[0] / 2, reached[1] / 2) if eps >= reached[0] and delta >= reached[1] else (eps, delta)
 
 
 def solved_to(meter: Meter, theta: Vector, point: Point, eps: float, q: Vector | None = None) -> Point:

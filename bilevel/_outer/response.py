@@ -25,15 +25,17 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..predict import AbstractPredictor
 from ..problem import AbstractProblem, Scalar, Vector, lower_gradient
+from .predict import AbstractPredictor
+
+FEW = 8  # hyperparameters: all of K is affordable
 
 
 class Response(eqx.Module):
     """K = sum_j u_j v_j^T, and what its fit remembers.
 
     Leaves of `directions` (v_j, like theta) and of `columns` (u_j, like x) have a leading axis of r; so has `velocity`,
-    the columns' momentum, `age` steps old. `L` is the largest curvature seen. `last` is the theta observed last.
+    the columns' momentum, `age` steps old. `L` is the largest curvature seen.
     """
 
     directions: Vector
@@ -41,27 +43,24 @@ class Response(eqx.Module):
     velocity: Vector
     age: Int[Array, ""]
     L: Scalar
-    last: Vector
 
 
-class FittedResponse(AbstractPredictor):
-    """Guesses x + K (trial - theta), K of rank r fitted by `steps` accelerated gradient steps around each base.
+class FittedResponse(eqx.Module):
+    """K of rank r, fitted by `steps` accelerated gradient steps around each base.
 
-    `rank`: r >= 1, at most the number of hyperparameters; with as many, K is full. With fewer, the v_j span the last
-    moves of theta, newest first, and what K knew of the directions it keeps is kept. `steps`, at least 2: of one fit,
-    which starts from the last one's K, costs 2 r steps, and uses the problem's preconditioner. `sigma`: the
-    perturbation's size in theta.
+    `rank`: r >= 1; with as many as there are hyperparameters, or more, K is full. Left out, K is full for up to 8, and
+    of rank 1 for more. `steps`, at least 2: of one fit, which starts from the last one's K, costs 2 r steps, and uses
+    the problem's preconditioner. `sigma`: the perturbation's size in theta.
 
-    Raises ValueError for a rank or steps too low, a sigma that is not positive, or, when it first sees theta, a rank
-    above its size.
+    Raises ValueError for a rank or steps too low, or a sigma that is not positive.
     """
 
-    rank: int = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True, default=None)
     steps: int = eqx.field(static=True, default=4)
     sigma: float = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
-        if not self.rank >= 1:
+        if self.rank is not None and not self.rank >= 1:
             raise ValueError(f"rank must be at least 1, not {self.rank!r}: K responds to so many directions of theta")
         if not self.steps >= 2:
             raise ValueError(
@@ -72,28 +71,25 @@ class FittedResponse(AbstractPredictor):
                 f"sigma must be positive and finite, not {self.sigma!r}: 0.1 suits hyperparameters that are logarithms"
             )
 
-    @property
-    def cost(self) -> int:
-        return 2 * self.rank * self.steps
+    def span(self, size: int) -> int:
+        """r, for so many hyperparameters."""
+        return (size if size <= FEW else 1) if self.rank is None else min(self.rank, size)
 
-    def init(self, theta, x):
+    def cost(self, size: int) -> int:
+        """What one fit spends, in gradients of the lower level."""
+        return 2 * self.span(size) * self.steps
+
+    def init(self, theta: Vector, x: Vector) -> Response:
         flat, unravel = ravel_pytree(theta)
-        if self.rank > flat.size:
-            raise ValueError(
-                f"rank={self.rank} is more than there are hyperparameters: pass rank={flat.size}, which is all of K"
-            )
-        basis = jnp.eye(self.rank, dtype=flat.dtype)
-        if self.rank < flat.size:  # until theta has moved, any will do
-            basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, self.rank), flat.dtype))[0].T
-        zeros = jax.tree.map(lambda v: jnp.zeros((self.rank, *v.shape), v.dtype), x)
-        zero = jnp.zeros((), flat.dtype)
-        return Response(jax.vmap(unravel)(basis), zeros, zeros, jnp.asarray(0, jnp.int32), zero, theta)
+        rank = self.span(flat.size)
+        basis = jnp.eye(rank, dtype=flat.dtype)
+        if rank < flat.size:  # until K is turned, any will do
+            basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, rank), flat.dtype))[0].T
+        zeros = jax.tree.map(lambda v: jnp.zeros((rank, *v.shape), v.dtype), x)
+        return Response(jax.vmap(unravel)(basis), zeros, zeros, jnp.asarray(0, jnp.int32), jnp.zeros((), flat.dtype))
 
-    def observe(self, memory, theta, x):
-        memory = turn(memory, optax.tree.sub(theta, memory.last))
-        return eqx.tree_at(lambda m: m.last, memory, theta)
-
-    def fit(self, memory, problem, theta, x):
+    def fit(self, memory: Response, problem: AbstractProblem, theta: Vector, x: Vector) -> Response:
+        """K after T steps around (theta, x)."""
         V, precondition = memory.directions, problem.preconditioner(x, theta)
         known = precondition is None and problem.constants(theta).L is not None
         L = mean_curvature(problem, theta, V, self.sigma) if known else memory.L
@@ -116,7 +112,19 @@ class FittedResponse(AbstractPredictor):
         zeros = optax.tree.zeros_like(memory.columns)
         start = memory.columns, memory.velocity, memory.age, L, zeros, (zeros, zeros)
         (U, velocity, age, L, _, _), _ = lax.scan(step, start, length=self.steps)
-        return Response(V, U, velocity, age, L, memory.last)
+        return Response(V, U, velocity, age, L)
+
+
+class Responding(AbstractPredictor):
+    """Guesses x + K (trial - theta). Its memory is K, which `BestResponse` fits."""
+
+    response: FittedResponse
+
+    def init(self, theta, x):
+        return self.response.init(theta, x)
+
+    def observe(self, memory, theta, x):
+        return memory
 
     def guess(self, memory, theta, x, trial):
         return optax.tree.add(x, respond(memory, optax.tree.sub(trial, theta)))
@@ -202,4 +210,4 @@ def turn(response: Response, direction: Vector) -> Response:
         return jnp.tensordot(change, columns, axes=1)
 
     columns, velocity = (jax.tree.map(restrict, stack) for stack in (response.columns, response.velocity))
-    return Response(jax.vmap(unravel)(basis), columns, velocity, response.age, response.L, response.last)
+    return Response(jax.vmap(unravel)(basis), columns, velocity, response.age, response.L)

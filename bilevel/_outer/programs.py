@@ -4,23 +4,21 @@ A call that the budget cannot pay for, or that comes back broken, raises `Stop` 
 """
 
 import dataclasses
-import functools
 import math
 import time
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
-from . import hypergradient as hg
-from .direction import projected_step
-from .direction import stationarity as measure_stationarity
-from .local_curvature import affordable, local_cost
-from .lower import overhead
-from .problem import AbstractProblem, Vector
-from .program import program
-from .results import RESULTS
+from .. import hypergradient as hg
+from ..norms import norm
+from ..problem import AbstractProblem, Vector
+from ..program import program
+from ..results import RESULTS
+from .overheads import overheads
+from .region import keep_certifiable, project, stationarity
 
 UNLIMITED = 2**30
 
@@ -29,40 +27,27 @@ enclose = program(hg.enclose)
 sharpen = program(hg.sharpen)
 correct = program(hg.correct)
 differentiate = program(hg.differentiate)
-move = program(projected_step)
-measure = program(measure_stationarity)
+measure = program(stationarity)
 
 
-class Overheads(NamedTuple):
-    """What a solve costs before its first step, a certificate beside its conjugate gradients, a corrected value, and
-    the local curvature in products with H and with J (None where x is too large for it)."""
-
-    solve: int
-    certificate: int
-    correction: int
-    local: tuple[int, int] | None
+@program
+def query(direction, memory, theta, z, omega, box):
+    return direction.query(memory, theta, z, omega, box)
 
 
-def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> Overheads:
-    """From the shapes alone."""
-    leaves, structure = jax.tree.flatten((problem, x, theta))
-    shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) if eqx.is_array(v) else v for v in leaves)
-    return _overheads(structure, tuple(shapes))
+@program
+def observe(predictor, memory, theta, x):
+    return predictor.observe(memory, theta, x)
 
 
-@functools.lru_cache(maxsize=128)  # traces the problem's constants and bounds, so once per shape
-def _overheads(structure, shapes):
-    problem, x, theta = jax.tree.unflatten(structure, shapes)
-    cost = []
-
-    def trace(problem, x, theta):
-        size = sum(v.size for v in jax.tree.leaves(x))
-        certificate, correction = hg.certificate_cost(problem, x, theta), hg.correction_cost(problem, x, theta)
-        local = local_cost(problem, x, theta) if affordable(x, theta) else None
-        cost.extend((overhead(problem, theta, size), certificate, correction, local))
-
-    eqx.filter_eval_shape(trace, problem, x, theta)
-    return Overheads(*cost)
+@program
+def propose(problem, predictor, guesses, theta, x, z, d, alpha, limit, box):
+    """theta+, a guess of its x, ||theta+ - theta||, and <z, theta - theta+>."""
+    trial = project(optax.tree.add_scale(theta, alpha, d), box)
+    if limit is not None:
+        trial = project(keep_certifiable(problem, trial, limit), box)
+    step = optax.tree.sub(trial, theta)
+    return trial, predictor.guess(guesses, theta, x, trial), norm(step), -optax.tree.vdot(z, step)
 
 
 class Stop(Exception):
@@ -108,6 +93,10 @@ class Meter:
     def seed(self) -> jax.Array:
         """Of what is drawn next: new at every cost, and the same in a run that is repeated or resumed."""
         return jnp.asarray(self.counts.cost % UNLIMITED, jnp.int32)
+
+    def read(self) -> tuple[Counts, float]:
+        """What was spent so far: cost by kind, and seconds."""
+        return self.counts, self.seconds
 
     @property
     def left(self) -> float:
@@ -196,11 +185,6 @@ class Meter:
             hessian_products=counts.hessian_products + hessian, cross_products=counts.cross_products + cross
         )
         return self._call(sharpen, self.problem, theta, point.lower)
-
-    def move(self, theta: Vector, d: Vector, alpha: float, box: Any) -> tuple[Vector, float]:
-        """P(theta + alpha d), and the length of that step."""
-        trial, length = self._call(move, theta, d, jnp.asarray(alpha, jax.tree.leaves(d)[0].dtype), box)
-        return trial, float(length)
 
     def stationarity(self, theta: Vector, gradient: hg.Hypergradient, box: Any) -> float:
         """||P(theta - z) - theta||; ||z|| without a box."""

@@ -12,8 +12,7 @@ from test_hypergradient import DECLARED, nonzero, real
 
 import bilevel
 from bilevel import RESULTS, FittedResponse, Previous
-from bilevel.meter import Meter
-from bilevel.stn.response import pull_back, respond, turn
+from bilevel._outer.response import Responding, pull_back, respond, turn
 from problems import Quadratic
 
 THETA = jnp.array([0.5, -1.0, 2.0])
@@ -23,7 +22,7 @@ def fitted(problem, theta, x, how, directions=None):
     """The response after one long fit around (theta, x), along `directions` if given."""
     memory = how.init(theta, x)
     if directions is not None:
-        memory = type(memory)(directions, *(getattr(memory, n) for n in ("columns", "velocity", "age", "L", "last")))
+        memory = type(memory)(directions, *(getattr(memory, n) for n in ("columns", "velocity", "age", "L")))
     return jax.jit(lambda memory, theta, x: how.fit(memory, problem, theta, x))(memory, theta, x)
 
 
@@ -51,7 +50,7 @@ def test_full_K_is_the_derivative_of_xhat(declared):
     assert np.abs(K).max() > 0.1
     np.testing.assert_allclose(dense(response, jnp.zeros(4), THETA), K, atol=1e-6)
     here, e = problem.closed_form(THETA), jnp.array([3.0, 20.0, -7.0])
-    guess = FittedResponse(3).guess(response, THETA, jnp.asarray(here.x), THETA + e)
+    guess = Responding(FittedResponse(3)).guess(response, THETA, jnp.asarray(here.x), THETA + e)
     np.testing.assert_allclose(guess, problem.closed_form(THETA + e).x, atol=1e-5)
     g_x = jax.grad(problem.upper)(jnp.asarray(here.x), THETA)
     np.testing.assert_allclose(pull_back(response, g_x), here.gradient, atol=1e-5)
@@ -127,37 +126,11 @@ def test_pytrees():
         assert distance(K_e, respond(other, e)) < 1e-12 < 0.01 < optax.tree.norm(K_e)
 
 
-# --- as MAID's predictor
-
-
-def trial_costs(monkeypatch, predictor, steps=10):
-    """(thetas, infos, what each trial's lower level cost, the state's counts)."""
-    trials, solve = [], Meter.solve
-
-    def watched(self, theta, x0, eps, cap=np.inf, q=None):
-        before = self.counts.cost
-        point = solve(self, theta, x0, eps, cap, q)
-        if cap < np.inf:
-            trials.append(self.counts.cost - before)
-        return point
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Meter, "solve", watched)
-        thetas, infos = run(quadratic(), 3 * jnp.ones(3), bilevel.maid(predictor=predictor), max_steps=steps)
-    return thetas, infos, trials
-
-
-def test_in_maid_it_keeps_every_certificate_and_makes_trials_cheaper(monkeypatch):
-    """True decrease at every accepted step and true intervals, with fewer gradients a trial than from the last x."""
-    thetas, infos, trials = trial_costs(monkeypatch, FittedResponse(3, steps=8))
-    assert len(thetas) == 11
-    check_truth(quadratic(), quadratic_truth, thetas, infos)
-    *_, plain = trial_costs(monkeypatch, Previous())
-    assert np.mean(trials) < 0.7 * np.mean(plain)
+# --- predictors
 
 
 def test_a_predictor_that_lies_costs_time_and_no_truth():
-    """Fitted with a sigma at which nothing is linear, at rank one: the certificates hold all the same."""
+    """Guesses that are nowhere near: the certificates hold all the same."""
     thetas, infos = run(quadratic(), 3 * jnp.ones(3), bilevel.maid(predictor=Liar()), max_steps=8)
     assert len(thetas) == 9
     check_truth(quadratic(), quadratic_truth, thetas, infos)
@@ -259,21 +232,20 @@ def test_resume_equals_uninterrupted(tmp_path):
     """Killed by either budget and resumed: the same bits; another learning rate is refused."""
     problem, theta = nonlinear("robust")
     path = tmp_path / "run.npz"
-    for method in (bilevel.self_tuning(rank=3), bilevel.maid(predictor=FittedResponse(3))):
-        for short in (dict(max_steps=3), dict(max_cost=150)):
-            tune(problem, theta, method, checkpoint=path, **short)
-            resumed = tune(problem, theta, method, checkpoint=path, resume=True, max_steps=6)
-            assert_same(resumed, tune(problem, theta, method, max_steps=6))
-            path.unlink()
+    method = bilevel.self_tuning(rank=3)
+    for short in (dict(max_steps=3), dict(max_cost=150)):
+        tune(problem, theta, method, checkpoint=path, **short)
+        resumed = tune(problem, theta, method, checkpoint=path, resume=True, max_steps=6)
+        assert_same(resumed, tune(problem, theta, method, max_steps=6))
+        path.unlink()
     tune(problem, theta, bilevel.self_tuning(rank=3), checkpoint=path, max_steps=1)
     with pytest.raises(ValueError, match="another run, its method differ"):
         tune(problem, theta, bilevel.self_tuning(optax.adam(0.2), rank=3), checkpoint=path, resume=True)
 
 
-@pytest.mark.parametrize("method", [bilevel.self_tuning(), bilevel.maid(predictor=FittedResponse(2))])
-def test_float32_stays_float32(method):
+def test_float32_stays_float32():
     problem, theta = random_robust(np.random.default_rng(3), np.float32)
-    solution = tune(problem, jnp.clip(theta, -1, 1), method, max_steps=3)
+    solution = tune(problem, jnp.clip(theta, -1, 1), max_steps=3)
     assert solution.theta.dtype == solution.x.dtype == np.float32 and solution.state.steps == 3
     assert solution.value < solution.history["value"][0] and solution.value_error < 0.1
 
@@ -284,7 +256,6 @@ def test_float32_stays_float32(method):
 METHODS = {
     "self-tuning, full": bilevel.self_tuning(steps=2),
     "self-tuning, rank 2": bilevel.self_tuning(rank=2, steps=3),
-    "maid, fitted": bilevel.maid(predictor=FittedResponse(6, steps=2)),
     "maid, secants": bilevel.maid(predictor=bilevel.Secants()),
 }
 
@@ -299,12 +270,11 @@ def test_counts_are_real_calls(name, declared):
     assert made == nonzero(out.state.counts)
 
 
-@pytest.mark.parametrize("name", ["self-tuning, rank 2", "maid, fitted"])
-def test_max_cost_is_never_exceeded(name):
+def test_max_cost_is_never_exceeded():
     problem, theta = nonlinear("robust")
     counted = Counted(problem, DECLARED["all"])
     for max_cost in (1, 7, 40, 60, 95, 180):
-        out, made = real(lambda: tune(counted, theta, METHODS[name], max_cost=max_cost, tol=0.0))  # noqa: B023
+        out, made = real(lambda: tune(counted, theta, METHODS["self-tuning, rank 2"], max_cost=max_cost, tol=0.0))  # noqa: B023
         assert out.result == RESULTS.max_cost_reached
         assert sum(made.values()) <= max_cost and made == nonzero(out.state.counts)
 
@@ -317,15 +287,18 @@ def test_max_cost_is_never_exceeded(name):
     (lambda: FittedResponse(2, steps=1), "steps must be at least 2, not 1"),
     (lambda: FittedResponse(2, sigma=0.0), "sigma must be positive and finite, not 0.0"),
     (lambda: FittedResponse(2, sigma=float("nan")), "sigma must be positive"),
-    (lambda: FittedResponse(4).init(THETA, THETA), "rank=4 is more than there are hyperparameters: pass rank=3"),
     (lambda: bilevel.self_tuning(rank=0), "rank must be at least 1"),
     (lambda: bilevel.self_tuning(steps=0), "steps must be at least 2"),
     (lambda: bilevel.self_tuning(sigma=-1.0), "sigma must be positive"),
-    (lambda: bilevel.solve(quadratic(), THETA, bilevel.maid(predictor=FittedResponse(9))), "pass rank=3"),
 ])  # fmt: skip
 def test_bad_input_is_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_part_in_the_wrong_place_is_named():
+    with pytest.raises(TypeError, match="predictor must be an AbstractPredictor, not FittedResponse"):
+        bilevel.maid(predictor=FittedResponse(3))
 
 
 def test_an_optimiser_must_be_one():

@@ -14,15 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .layout import replicate, stack
-from .problem import AbstractProblem, Vector
-from .program import program
+from ..layout import replicate, stack
+from ..problem import Vector
 
 
 class AbstractPredictor(eqx.Module):
-    """All of it is traceable. `cost`: what one `fit` spends, in gradients of the lower level."""
-
-    cost: eqx.AbstractVar[int]
+    """All of it is traceable."""
 
     @abc.abstractmethod
     def init(self, theta: Vector, x: Vector) -> Any:
@@ -33,10 +30,6 @@ class AbstractPredictor(eqx.Module):
         """The memory after the lower level was solved at theta, for a trial that was rejected or a new base."""
 
     @abc.abstractmethod
-    def fit(self, memory: Any, problem: AbstractProblem, theta: Vector, x: Vector) -> Any:
-        """The memory with the response fitted around the base theta, x."""
-
-    @abc.abstractmethod
     def guess(self, memory: Any, theta: Vector, x: Vector, trial: Vector) -> Vector:
         """A starting x at `trial`."""
 
@@ -44,15 +37,10 @@ class AbstractPredictor(eqx.Module):
 class Previous(AbstractPredictor):
     """x itself."""
 
-    cost: int = eqx.field(static=True, default=0)
-
     def init(self, theta, x):
         return None
 
     def observe(self, memory, theta, x):
-        return memory
-
-    def fit(self, memory, problem, theta, x):
         return memory
 
     def guess(self, memory, theta, x, trial):
@@ -76,7 +64,6 @@ class Secants(AbstractPredictor):
 
     points: int = eqx.field(static=True, default=8)
     tau: float = eqx.field(static=True, default=1e-2)
-    cost: int = eqx.field(static=True, default=0)
 
     def init(self, theta, x):
         count = replicate(jnp.asarray(0, jnp.int32), x)
@@ -91,9 +78,6 @@ class Secants(AbstractPredictor):
         return Points(
             jax.tree.map(write, memory.theta, theta), jax.tree.map(write, memory.x, x), memory.count + 1
         )  # fmt: skip
-
-    def fit(self, memory, problem, theta, x):
-        return memory
 
     def guess(self, memory, theta, x, trial):
         used = jnp.arange(self.points, dtype=memory.count.dtype) < memory.count
@@ -121,9 +105,3 @@ class Secants(AbstractPredictor):
             return base + jnp.tensordot(c, stack - base[None], axes=1)
 
         return jax.tree.map(shift, x, memory.x)
-
-
-@program
-def observe(predictor: AbstractPredictor, memory: Any, theta: Vector, x: Vector) -> Any:
-    """`predictor.observe`, one program for all methods."""
-    return predictor.observe(memory, theta, x)

@@ -6,13 +6,30 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 
-from .direction import Box
-from .hypergradient import Point
-from .meter import Counts
-from .problem import AbstractProblem, Vector
-from .results import RESULTS
+from ..hypergradient import Point
+from ..problem import AbstractProblem, Vector
+from ..results import RESULTS
+from .programs import Counts
+from .region import Box
 
 ROUNDED = 1 + 1e-6  # eps is rounded to the dtype on its way into a solve
+
+
+class Memory(NamedTuple):
+    """What the next step starts from, beside theta and its point: the adjoint q, and what each part remembers.
+
+    `asked`: the accuracies. `work`: the cost of solving at theta. `within`: whether the last theta was within the
+    default tolerance but for one more look.
+    """
+
+    q: Vector
+    asked: Any
+    direction: Any
+    search: Any
+    gradient: Any
+    guesses: Any
+    work: int = 0
+    within: bool = False
 
 
 class State(eqx.Module):
@@ -57,7 +74,7 @@ class Info(NamedTuple):
 
 
 class AbstractMethod(eqx.Module):
-    """`maid()`, `hoag(...)`, `quasi_newton()` and others make one."""
+    """`Method` is the one that the package has; `maid()`, `hoag(...)`, `quasi_newton()` and others compose it."""
 
     @abc.abstractmethod
     def init(self, problem: AbstractProblem, theta0: Vector, x0: Vector, max_cost: float = math.inf) -> State:

@@ -1,0 +1,1 @@
+"""theta_k -> theta_{k+1}: one step, made of parts."""

@@ -1,0 +1,44 @@
+"""What the programs cost beside the steps of their loops, from shapes alone."""
+
+import functools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+
+from .. import hypergradient as hg
+from ..local_curvature import affordable, local_cost
+from ..lower import overhead
+from ..problem import AbstractProblem, Vector
+
+
+class Overheads(NamedTuple):
+    """What a solve costs before its first step, a certificate beside its conjugate gradients, a corrected value, and
+    the local curvature in products with H and with J (None where x is too large for it)."""
+
+    solve: int
+    certificate: int
+    correction: int
+    local: tuple[int, int] | None
+
+
+def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> Overheads:
+    """From the shapes alone."""
+    leaves, structure = jax.tree.flatten((problem, x, theta))
+    shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) if eqx.is_array(v) else v for v in leaves)
+    return _overheads(structure, tuple(shapes))
+
+
+@functools.lru_cache(maxsize=128)  # traces the problem's constants and bounds, so once per shape
+def _overheads(structure, shapes):
+    problem, x, theta = jax.tree.unflatten(structure, shapes)
+    cost = []
+
+    def trace(problem, x, theta):
+        size = sum(v.size for v in jax.tree.leaves(x))
+        certificate, correction = hg.certificate_cost(problem, x, theta), hg.correction_cost(problem, x, theta)
+        local = local_cost(problem, x, theta) if affordable(x, theta) else None
+        cost.extend((overhead(problem, theta, size), certificate, correction, local))
+
+    eqx.filter_eval_shape(trace, problem, x, theta)
+    return Overheads(*cost)
