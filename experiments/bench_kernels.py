@@ -35,8 +35,8 @@ import numpy as np
 from jax import lax
 
 import bilevel
-from bilevel.lower import descend
-from bilevel.problem import hessian_product, lower_gradient
+from bilevel._lower.descend import descend
+from bilevel._problem import hessian_product, lower_gradient
 from problems import LogisticRegression, TotalVariation
 
 jax.config.update("jax_enable_x64", True)

@@ -20,8 +20,8 @@ import record
 from jaxtyping import PyTree
 
 import bilevel
-from bilevel.inputs import prepare
-from bilevel.meter import Meter
+from bilevel._inputs import prepare
+from bilevel._outer.programs import Meter
 
 CLOCK, DEFAULT = record.CompileClock(), bilevel.Nesterov()
 

@@ -21,7 +21,7 @@ import packed
 from jaxtyping import PyTree
 
 import bilevel
-from bilevel.method import Info
+from bilevel._outer.method import Info
 
 HERE = Path(__file__).parent
 SHORT = 8  # thetas of at most so many numbers are written in every step

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import bilevel
 import problems
-from bilevel.quasi_newton import QuasiNewton
+from bilevel._outer.quasi_newton import QuasiNewton
 from problems import data, foe, labelled
 
 jax.config.update("jax_enable_x64", True)

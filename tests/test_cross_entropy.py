@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
+from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
 from problems import LogisticRegression
 from problems.cross_entropy import block_rows, cross_entropy
 

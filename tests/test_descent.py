@@ -11,9 +11,9 @@ import pytest
 
 import bilevel
 from bilevel import RESULTS
-from bilevel.accuracy import Accuracy, Event
-from bilevel.linesearch import Interval, Search, Verdict
-from bilevel.meter import Meter
+from bilevel._outer.accuracy import Accuracy, Event
+from bilevel._outer.programs import Meter
+from bilevel._outer.search import Interval, Search, Verdict
 from problems import Quadratic, TotalVariation
 
 ONES = jnp.ones(3)

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 import bilevel
 from bilevel import RESULTS, AbstractProblem, Adaptive, CertifiedBacktracking, Constants, Method, NewtonCG
-from bilevel.accuracy import AbstractAccuracy
+from bilevel._outer.accuracy import AbstractAccuracy
 from problems import Quadratic, TotalVariation
 
 

@@ -22,9 +22,9 @@ from problems_for_tests import (
 
 import bilevel
 from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent, Nesterov, NewtonCG
-from bilevel.hypergradient import differentiate
-from bilevel.lower import descend, overhead
-from bilevel.meter import UNLIMITED
+from bilevel._certificate.gradient import differentiate
+from bilevel._lower.descend import descend, overhead
+from bilevel._outer.programs import UNLIMITED
 from problems import TotalVariation
 
 F32, F64 = np.float32, np.float64

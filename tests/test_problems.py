@@ -10,7 +10,7 @@ from problems_for_tests import in_float64
 from scipy import sparse as scipy_sparse
 
 import bilevel
-from bilevel.problem import cross_product, hessian_product, lower_gradient
+from bilevel._problem import cross_product, hessian_product, lower_gradient
 from problems import FieldsOfExperts, LogisticRegression, Quadratic, TotalVariation
 
 CLASSES = 3

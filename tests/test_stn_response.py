@@ -12,7 +12,7 @@ from test_hypergradient import DECLARED, nonzero, real
 
 import bilevel
 from bilevel import RESULTS, FittedResponse, Previous
-from bilevel.meter import Meter
+from bilevel._outer.programs import Meter
 from bilevel.stn.response import pull_back, respond, turn
 from problems import Quadratic
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 import bilevel
-from bilevel.inputs import prepare
-from bilevel.meter import Meter
+from bilevel._inputs import prepare
+from bilevel._outer.programs import Meter
 
 TRACES = []
 

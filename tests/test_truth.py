@@ -8,8 +8,10 @@ import pytest
 from problems_for_tests import distance, truth
 
 import bilevel
-from bilevel import RESULTS, checkpoint, meter
-from bilevel.meter import UNLIMITED
+from bilevel import RESULTS
+from bilevel._checkpoint import fingerprint
+from bilevel._outer import programs
+from bilevel._outer.programs import UNLIMITED
 
 A, B = np.random.default_rng(0).standard_normal((2, 20, 4))
 b, c = np.random.default_rng(1).standard_normal((2, 20))
@@ -66,9 +68,9 @@ def test_bounds_follow_the_curvature_that_is_there(kind):
         assert distance(out.x, exact.x) <= out.error
         assert abs(out.value - exact.value) <= out.value_error * (1 + 1e-12)
         assert distance(out.gradient, exact.gradient) <= out.gradient_error
-        point = meter.evaluate(problem, bilevel.Nesterov(), theta, problem.guess(theta), jnp.asarray(eps),
+        point = programs.evaluate(problem, bilevel.Nesterov(), theta, problem.guess(theta), jnp.asarray(eps),
                                jnp.asarray(UNLIMITED, jnp.int32), None, jnp.asarray(0, jnp.int32))  # fmt: skip
-        plain = meter.differentiate(problem, theta, point.lower, 0 * out.q, jnp.asarray(eps),
+        plain = programs.differentiate(problem, theta, point.lower, 0 * out.q, jnp.asarray(eps),
                                     jnp.asarray(UNLIMITED, jnp.int32), jnp.asarray(0, jnp.int32))  # fmt: skip
         gains.append(float(plain.error / out.gradient_error))
     print(gains)
@@ -81,12 +83,12 @@ def test_products_are_taken_in_the_full_precision_of_float32():
     most, seed, one = jnp.asarray(UNLIMITED, jnp.int32), jnp.asarray(0, jnp.int32), jnp.float32(1.0)
     solver = bilevel.LBFGS(pairs=3)
     learnt = solver.curvature(x)
-    point = meter.evaluate(problem, solver, theta, x, one, most, learnt, seed)
+    point = programs.evaluate(problem, solver, theta, x, one, most, learnt, seed)
     lowered = [
-        meter.evaluate.lower(problem, solver, theta, x, one, most, learnt, seed),
-        meter.differentiate.lower(problem, theta, point.lower, x, one, most, seed),
-        meter.sharpen.lower(problem, theta, point.lower),
-        meter.correct.lower(problem, theta, point, x),
+        programs.evaluate.lower(problem, solver, theta, x, one, most, learnt, seed),
+        programs.differentiate.lower(problem, theta, point.lower, x, one, most, seed),
+        programs.sharpen.lower(problem, theta, point.lower),
+        programs.correct.lower(problem, theta, point, x),
     ]
     for program in lowered:
         products = [line for line in program.as_text().splitlines() if "dot_general" in line]
@@ -124,10 +126,10 @@ def test_methods_that_differ_in_arrays_alone_are_told_apart():
         weights: jax.Array = eqx.field(default_factory=lambda: jnp.ones(3))
 
     one, other, same = (
-        checkpoint.fingerprint(regression(), Weighted(weights=jnp.full(3, w)), {})["method"] for w in (1.0, 2.0, 1.0)
+        fingerprint(regression(), Weighted(weights=jnp.full(3, w)), {})["method"] for w in (1.0, 2.0, 1.0)
     )
     assert one == same != other
-    functions = [checkpoint.fingerprint(regression(), m, {})["method"] for m in (bilevel.hoag(), bilevel.maid())]
+    functions = [fingerprint(regression(), m, {})["method"] for m in (bilevel.hoag(), bilevel.maid())]
     assert functions[0] != functions[1]
 
 

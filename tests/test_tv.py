@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from bilevel.problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
+from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
 from problems import TotalVariation
 from problems.tv import adjoint_differences, differences
 

@@ -12,6 +12,9 @@ from .dropout import DropConnect as DropConnect
 from .dropout import Dropout as Dropout
 from .dropout import EmbeddingDropout as EmbeddingDropout
 from .epochs import OUTCOMES as OUTCOMES
+from .method import Method as Method
+from .method import delta_stn as delta_stn
+from .method import stn as stn
 from .penalty import squared_norm as squared_norm
 from .response import FittedResponse as FittedResponse
 from .schedule import Schedule as Schedule
@@ -22,9 +25,6 @@ from .space import Positive as Positive
 from .space import Rate as Rate
 from .space import Real as Real
 from .space import Space as Space
-from .train import Method as Method
-from .train import delta_stn as delta_stn
-from .train import stn as stn
 from .tune import Run as Run
 from .tune import replay as replay
 from .tune import tune as tune

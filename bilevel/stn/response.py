@@ -25,8 +25,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..predict import AbstractPredictor
-from ..problem import AbstractProblem, Scalar, Vector, lower_gradient
+from .._linalg.vectors import Scalar, Vector
+from .._outer.predict import AbstractPredictor
+from .._problem import AbstractProblem, lower_gradient
 
 
 class Response(eqx.Module):

@@ -23,17 +23,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..hypergradient import Hypergradient, Point, evaluate
-from ..inputs import positive
-from ..lower import AbstractLowerSolver
-from ..meter import Meter, Stop, measure, overheads
-from ..method import ROUNDED, AbstractMethod, Info, State
-from ..norms import norm
-from ..problem import Vector, cross_transpose_product
-from ..program import program
-from ..refine import first_tolerance, refine
-from ..results import RESULTS
-from ..solvers import Nesterov
+from .._certificate.gradient import Hypergradient
+from .._certificate.value import Point, evaluate
+from .._inputs import positive
+from .._linalg.norms import norm
+from .._linalg.vectors import Vector
+from .._lower.nesterov import Nesterov
+from .._lower.solver import AbstractLowerSolver
+from .._outer.method import ROUNDED, AbstractMethod, Info, State
+from .._outer.programs import Meter, Stop, measure, overheads
+from .._outer.refine import first_tolerance, refine
+from .._problem import cross_transpose_product
+from .._program import program
+from .._results import RESULTS
 from .response import FittedResponse, Response, pull_back, respond, turn
 
 FEW = 8  # hyperparameters: all of K is affordable

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .checks import check_data, check_limits, check_losses, check_model
 from .convert import bind, materialise, responses
-from .epochs import OUTCOMES, Program, check_data, check_limits, run
-from .layers import Response
+from .epochs import OUTCOMES, Program, run
+from .method import Method, delta_stn
 from .schedule import Schedule
 from .space import Space
-from .train import Losses, Method, State, delta_stn, train_step, valid_step
+from .train import Losses, State, train_step, valid_step
 
 
 class Run(eqx.Module):
@@ -96,21 +97,12 @@ def tune(
     method = delta_stn() if method is None else method
     check_limits(epochs, every, checkpoint, resume)
     train, valid = check_data(train, valid, batch_size)
-    _check_model(model, space)
+    check_model(model, space)
     static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
     losses, state = Losses(method, space, static, train_loss, valid_loss), start(model, space, method)
-    _check_losses(losses, state, train, valid, key)
-    program = Program(
-        train=lambda state, batch, key: train_step(losses, state, batch, key),
-        valid=lambda state, batch, key: valid_step(losses, state, batch, key),
-        values=lambda state: space.values(state.u),
-        scales=lambda state: dict(zip(space, space.sigma(state.rho), strict=True)),
-        loss=losses.current,
-        count=lambda state: state.steps,
-        train_steps=method.train_steps, valid_steps=method.valid_steps, warmup=method.warmup, batch_size=batch_size,
-    )  # fmt: skip
+    check_losses(losses, state, train, valid, key)
     state, history, steps, outcome, seconds = run(
-        program, state, train, valid, key, epochs=epochs, progress=progress, callback=callback,
+        _program(losses, batch_size), state, train, valid, key, epochs=epochs, progress=progress, callback=callback,
         checkpoint=checkpoint, every=every, resume=resume, name="stn",
     )  # fmt: skip
     network = eqx.combine(state.weights, state.responses, static)
@@ -119,6 +111,19 @@ def tune(
         materialise(network, None if method.centred else state.u, values), network,
         {name: value.item() for name, value in values.items()}, Schedule(steps) if steps else None, history, outcome,
         seconds, state,
+    )  # fmt: skip
+
+
+def _program(losses, batch_size):
+    method, space = losses.method, losses.space
+    return Program(
+        train=lambda state, batch, key: train_step(losses, state, batch, key),
+        valid=lambda state, batch, key: valid_step(losses, state, batch, key),
+        values=lambda state: space.values(state.u),
+        scales=lambda state: dict(zip(space, space.sigma(state.rho), strict=True)),
+        loss=losses.current,
+        count=lambda state: state.steps,
+        train_steps=method.train_steps, valid_steps=method.valid_steps, warmup=method.warmup, batch_size=batch_size,
     )  # fmt: skip
 
 
@@ -186,44 +191,3 @@ def replay(
         materialise(trained, None, values), trained, {name: value.item() for name, value in values.items()},
         Schedule(steps) if steps else None, history, outcome, seconds, state,
     )  # fmt: skip
-
-
-def _check_model(model, space):
-    nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Response))
-    found = [node for node in nodes if isinstance(node, Response)]
-    if not found:
-        raise ValueError("this model does not respond to hyperparameters: pass stn.convert(model, space, key=key)")
-    sizes = {gate.shape[-1] for node in found for gate in node.gates.values()}
-    if sizes != {len(space)}:
-        raise ValueError(
-            f"the model was converted for {', '.join(map(str, sizes))} hyperparameters, but the space has "
-            f"{len(space)}: convert it with the space that you tune"
-        )
-
-
-def _check_losses(losses, state, train, valid, key):
-    """Both are scalars, and the validation loss depends on the model."""
-    params = eqx.combine(state.weights, state.responses)
-    one, two = (jax.tree.map(lambda leaf: leaf[:1], data) for data in (train, valid))
-    shapes = {
-        "train_loss(model, batch, hyper, key)": jax.eval_shape(losses.unperturbed, params, state.u, one, key),
-        "valid_loss(model, batch)": jax.eval_shape(losses.current, state, two),
-    }
-    for name, shape in shapes.items():
-        if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-            raise TypeError(f"{name} must return a scalar of floating dtype, the mean over the batch; not {shape}")
-
-    def loss(weights):
-        return losses.response(eqx.combine(weights, state.responses), None, two)
-
-    # a derivative along a direction that no symmetry singles out
-    keys = iter(jax.random.split(key, len(jax.tree.leaves(state.weights))))
-    direction = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype), state.weights)
-    value, slope = jax.jit(lambda w, dw: jax.jvp(loss, (w,), (dw,)))(state.weights, direction)
-    if not bool(jnp.isfinite(value)):
-        raise ValueError(f"valid_loss is {float(value)} before the first step: check the data and the model")
-    if not bool(slope != 0):
-        raise ValueError(
-            "valid_loss does not depend on the model it is given, so it cannot tune anything: compute it from "
-            "jax.vmap(model)(x), with the model of its own first argument"
-        )

@@ -1,0 +1,1 @@
+"""From theta_k to theta_{k+1}."""

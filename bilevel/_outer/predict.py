@@ -1,0 +1,130 @@
+"""Who guesses the x of a trial point: the last one, or an affine best response fitted to points already solved.
+
+    x(theta + d) ~ x + sum c_i (x_i - x),      c = argmin ||d - sum c_i (theta_i - theta)||^2 + tau sum w_i c_i^2
+
+A bad guess costs time, never correctness: the certificate is made from the residual where the solve ends.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from .._linalg.sharding import replicate, stack
+from .._linalg.vectors import Vector
+from .._problem import AbstractProblem
+from .._program import program
+
+
+class AbstractPredictor(eqx.Module):
+    """All of it is traceable. `cost`: what one `fit` spends, in gradients of the lower level."""
+
+    cost: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def init(self, theta: Vector, x: Vector) -> Any:
+        """The memory before anything was solved; x tells its shapes."""
+
+    @abc.abstractmethod
+    def observe(self, memory: Any, theta: Vector, x: Vector) -> Any:
+        """The memory after the lower level was solved at theta, for a trial that was rejected or a new base."""
+
+    @abc.abstractmethod
+    def fit(self, memory: Any, problem: AbstractProblem, theta: Vector, x: Vector) -> Any:
+        """The memory with the response fitted around the base theta, x."""
+
+    @abc.abstractmethod
+    def guess(self, memory: Any, theta: Vector, x: Vector, trial: Vector) -> Vector:
+        """A starting x at `trial`."""
+
+
+class Previous(AbstractPredictor):
+    """x itself."""
+
+    cost: int = eqx.field(static=True, default=0)
+
+    def init(self, theta, x):
+        return None
+
+    def observe(self, memory, theta, x):
+        return memory
+
+    def fit(self, memory, problem, theta, x):
+        return memory
+
+    def guess(self, memory, theta, x, trial):
+        return x
+
+
+class Points(eqx.Module):
+    """Solved points in slots, the oldest overwritten first; slot `count` % slots is next."""
+
+    theta: Vector
+    x: Vector
+    count: Int[Array, ""]
+
+
+class Secants(AbstractPredictor):
+    """The affine response through the last solved points, which costs no gradient.
+
+    A point's weight w_i = ||theta_i - theta||^4 / ||d||^2 is how much its own curvature would be in the way: x_i - x
+    is linear in theta_i - theta only to second order.
+    """
+
+    points: int = eqx.field(static=True, default=8)
+    tau: float = eqx.field(static=True, default=1e-2)
+    cost: int = eqx.field(static=True, default=0)
+
+    def init(self, theta, x):
+        count = replicate(jnp.asarray(0, jnp.int32), x)
+        return Points(stack(theta, self.points), stack(x, self.points), count)
+
+    def observe(self, memory, theta, x):
+        at = memory.count % self.points
+
+        def write(stack, v):
+            return stack.at[at].set(v)
+
+        return Points(
+            jax.tree.map(write, memory.theta, theta), jax.tree.map(write, memory.x, x), memory.count + 1
+        )  # fmt: skip
+
+    def fit(self, memory, problem, theta, x):
+        return memory
+
+    def guess(self, memory, theta, x, trial):
+        used = jnp.arange(self.points, dtype=memory.count.dtype) < memory.count
+
+        def rows(stack, base):
+            return jnp.concatenate([
+                jnp.where(used[:, None], (s - b[None]).reshape(self.points, -1), 0)
+                for s, b in zip(jax.tree.leaves(stack), jax.tree.leaves(base), strict=True)
+            ], axis=1)  # fmt: skip
+
+        T = rows(memory.theta, theta)
+        d = jnp.concatenate([v.reshape(-1) for v in jax.tree.leaves(optax.tree.sub(trial, theta))])
+        squares = jnp.sum(T**2, axis=1)
+        known = squares > 0
+        # in units of each point's own distance, so that near and far ones are equally well conditioned
+        scale = jnp.sqrt(jnp.where(known, squares, 1))
+        U = T / scale[:, None]
+        system = U @ U.T + self.tau * jnp.diag(
+            jnp.where(known, squares / jnp.maximum(d @ d, jnp.finfo(d.dtype).tiny), 1)
+        )
+        c = jnp.linalg.solve(system + 1e-9 * jnp.eye(self.points, dtype=d.dtype), U @ d) / scale
+        c = jnp.where(known, c, 0)
+
+        def shift(base, stack):
+            return base + jnp.tensordot(c, stack - base[None], axes=1)
+
+        return jax.tree.map(shift, x, memory.x)
+
+
+@program
+def observe(predictor: AbstractPredictor, memory: Any, theta: Vector, x: Vector) -> Any:
+    """`predictor.observe`, one program for all methods."""
+    return predictor.observe(memory, theta, x)

@@ -1,0 +1,207 @@
+"""The jitted programs of the outer loop, with their cost counted, their time split and the budget kept.
+
+A call that the budget cannot pay for, or that comes back broken, raises `Stop` with the result to report.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._certificate import gradient as hg
+from .._certificate import value
+from .._certificate.local_curvature import affordable, local_cost
+from .._certificate.value import Point
+from .._counts import Counts
+from .._linalg.vectors import Vector
+from .._lower.descend import overhead
+from .._problem import AbstractProblem
+from .._program import program
+from .._results import RESULTS
+from .direction import projected_step
+from .direction import stationarity as measure_stationarity
+
+UNLIMITED = 2**30
+
+evaluate = program(value.evaluate)
+enclose = program(value.enclose)
+sharpen = program(value.sharpen)
+correct = program(value.correct)
+differentiate = program(hg.differentiate)
+move = program(projected_step)
+measure = program(measure_stationarity)
+
+
+class Overheads(NamedTuple):
+    """What a solve costs before its first step, a certificate beside its conjugate gradients, a corrected value, and
+    the local curvature in products with H and with J (None where x is too large for it)."""
+
+    solve: int
+    certificate: int
+    correction: int
+    local: tuple[int, int] | None
+
+
+def overheads(problem: AbstractProblem, x: Vector, theta: Vector) -> Overheads:
+    """From the shapes alone."""
+    leaves, structure = jax.tree.flatten((problem, x, theta))
+    shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) if eqx.is_array(v) else v for v in leaves)
+    return _overheads(structure, tuple(shapes))
+
+
+@functools.lru_cache(maxsize=128)  # traces the problem's constants and bounds, so once per shape
+def _overheads(structure, shapes):
+    problem, x, theta = jax.tree.unflatten(structure, shapes)
+    cost = []
+
+    def trace(problem, x, theta):
+        size = sum(v.size for v in jax.tree.leaves(x))
+        certificate, correction = hg.certificate_cost(problem, x, theta), value.correction_cost(problem, x, theta)
+        local = local_cost(problem, x, theta) if affordable(x, theta) else None
+        cost.extend((overhead(problem, theta, size), certificate, correction, local))
+
+    eqx.filter_eval_shape(trace, problem, x, theta)
+    return Overheads(*cost)
+
+
+class Stop(Exception):
+    """The step ends here, for this reason."""
+
+    def __init__(self, result: RESULTS):
+        self.result = result
+
+
+class Meter:
+    """Runs the programs for one step. Counts and seconds go on from where `state`, a `method.State`, has them, and the
+    solver from the curvature that it last learnt."""
+
+    compilations = 0  # of this process, kept by the listener below
+
+    def __init__(self, problem: AbstractProblem, solver: Any, max_cost: float, state: Any = None):
+        self.problem, self.solver, self.max_cost = problem, solver, max_cost
+        self.counts, self.compile_seconds, self.curvature, seconds = Counts(), 0.0, None, 0.0
+        if state is not None:
+            self.counts, seconds, self.compile_seconds = state.counts, state.seconds, state.compile_seconds
+            self.curvature = state.point.lower.curvature
+        self._start = time.perf_counter() - seconds - self.compile_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time without compilation."""
+        return time.perf_counter() - self._start - self.compile_seconds
+
+    @property
+    def seed(self) -> jax.Array:
+        """Of what is drawn next: new at every cost, and the same in a run that is repeated or resumed."""
+        return jnp.asarray(self.counts.cost % UNLIMITED, jnp.int32)
+
+    @property
+    def left(self) -> float:
+        return self.max_cost - self.counts.cost
+
+    def _call(self, function, *args):
+        """A call during which XLA compiled counts as compiling until it returns: dispatch is asynchronous, so nearly
+        all of it is tracing and compiling."""
+        before, start = Meter.compilations, time.perf_counter()
+        out = function(*args)
+        if Meter.compilations > before:
+            self.compile_seconds += time.perf_counter() - start
+        return out
+
+    def add(self, done: Any) -> None:
+        """Count what a program reports to have spent."""
+        fields = [getattr(done, name, 0) for name in Counts._fields]
+        self.counts = Counts(*(old + int(new) for old, new in zip(self.counts, jax.device_get(fields), strict=True)))
+
+    def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf, q: Vector | None = None) -> Point:
+        """The lower level to eps, spending at most `cap` and what is left. A result of max_cost_reached means `cap`.
+
+        With q the value's interval is corrected by it.
+        """
+        known = overheads(self.problem, x0, theta)
+        correction = 0 if q is None else known.correction
+        if self.left < known.solve + correction:
+            raise Stop(RESULTS.max_cost_reached)
+        cap = max(cap, known.solve + correction)
+        allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)) - correction, jnp.int32)
+        eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
+        learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
+        point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt, self.seed)
+        self.curvature = point.lower.curvature
+        self.add(point.lower)
+        if q is not None:
+            point = self.correct(theta, point, q)
+        if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
+            raise Stop(RESULTS.max_cost_reached)
+        return point
+
+    def correct(self, theta: Vector, point: Point, q: Vector) -> Point:
+        """The point with its interval corrected by q, where the problem declares what that takes and it can be paid."""
+        cost = overheads(self.problem, point.lower.x, theta).correction
+        if not 0 < cost <= self.left:
+            return point
+        self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + cost)
+        return self._call(correct, self.problem, theta, point, q)
+
+    def differentiate(self, theta: Vector, point: Point, q: Vector, delta: float) -> tuple[Point, hg.Hypergradient]:
+        """The hypergradient with the adjoint to delta, and the point: with a larger error where conjugate gradients
+        have contradicted an estimate of mu."""
+        if self.left < overheads(self.problem, point.lower.x, theta).certificate + 1:
+            raise Stop(RESULTS.max_cost_reached)
+        allowed = jnp.asarray(int(min(self.left, UNLIMITED)), jnp.int32)
+        delta = jnp.asarray(delta, point.lower.error.dtype)
+        gradient = self._call(differentiate, self.problem, theta, point.lower, q, delta, allowed, self.seed)
+        self.add(gradient)
+        for result in (
+            RESULTS.non_finite,
+            RESULTS.not_strongly_convex,
+            RESULTS.not_convex,
+            RESULTS.max_cost_reached,
+        ):
+            if gradient.result == result:
+                raise Stop(result)
+        return self.corrected_mu(theta, point, gradient), gradient
+
+    def corrected_mu(self, theta: Vector, point: Point, gradient: hg.Hypergradient) -> Point:
+        """The point as the mu of a hypergradient has it, where that is smaller."""
+        if not float(gradient.mu) < float(point.lower.mu):
+            return point
+        lower = dataclasses.replace(point.lower, mu=gradient.mu, error=gradient.eps)
+        return self._call(enclose, self.problem, theta, lower)
+
+    def sharpen(self, theta: Vector, point: Point, most: float = math.inf) -> Point | None:
+        """The point with the bounds that its local curvature gives; None if that costs more than `most` or is left."""
+        price = overheads(self.problem, point.lower.x, theta).local
+        if price is None or sum(price) > min(self.left, most) or not math.isfinite(float(point.lower.error)):
+            return None
+        hessian, cross = price
+        counts = self.counts
+        self.counts = counts._replace(
+            hessian_products=counts.hessian_products + hessian, cross_products=counts.cross_products + cross
+        )
+        return self._call(sharpen, self.problem, theta, point.lower)
+
+    def move(self, theta: Vector, d: Vector, alpha: float, box: Any) -> tuple[Vector, float]:
+        """P(theta + alpha d), and the length of that step."""
+        trial, length = self._call(move, theta, d, jnp.asarray(alpha, jax.tree.leaves(d)[0].dtype), box)
+        return trial, float(length)
+
+    def stationarity(self, theta: Vector, gradient: hg.Hypergradient, box: Any) -> float:
+        """||P(theta - z) - theta||; ||z|| without a box."""
+        return float(gradient.norm if box is None else self._call(measure, theta, gradient.gradient, box))
+
+    def call(self, function: Any, *args: Any) -> Any:
+        """A jitted program that costs nothing."""
+        return self._call(function, *args)
+
+
+def _listen(event: str, duration: float, **_) -> None:
+    Meter.compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
