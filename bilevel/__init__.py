@@ -1,5 +1,6 @@
 """Certified bilevel optimisation in JAX: learn hyperparameters by descending a hypergradient whose error is known."""
 
+from . import _checkout as _checkout
 from ._at_one_theta import hypergradient as hypergradient
 from ._at_one_theta import solve_lower as solve_lower
 from ._check.check import check_problem as check_problem
@@ -37,3 +38,11 @@ from ._solve import iterate as iterate
 from ._solve import solve as solve
 from .stn.response import FittedResponse as FittedResponse
 from .stn.self_tuning import self_tuning as self_tuning
+
+
+def __getattr__(name):
+    if name == "problems":  # loaded on first use
+        from importlib import import_module
+
+        return import_module(".problems", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,7 @@ from jax import lax
 import bilevel
 from bilevel._lower.descend import descend
 from bilevel._problem import hessian_product, lower_gradient
-from problems import LogisticRegression, TotalVariation
+from bilevel.problems import LogisticRegression, TotalVariation
 
 jax.config.update("jax_enable_x64", True)
 

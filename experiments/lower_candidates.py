@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from bilevel._linalg.cg import cg_iterations
 from bilevel._lower.solver import AbstractLowerSolver, Iterate, LowerLevel
-from problems.tv import adjoint_differences, differences
+from bilevel.problems.tv import adjoint_differences, differences
 
 
 def reduced(level: LowerLevel, it: Iterate, product: Any) -> tuple[Any, Array]:

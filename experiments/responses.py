@@ -26,9 +26,9 @@ from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 import bilevel
-import problems
+from bilevel import problems
 from bilevel._outer.quasi_newton import QuasiNewton
-from problems import data, foe, labelled
+from bilevel.problems import data, foe, labelled
 
 jax.config.update("jax_enable_x64", True)
 

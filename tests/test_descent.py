@@ -14,7 +14,7 @@ from bilevel import RESULTS
 from bilevel._outer.accuracy import Accuracy, Event
 from bilevel._outer.programs import Meter
 from bilevel._outer.search import Interval, Search, Verdict
-from problems import Quadratic, TotalVariation
+from bilevel.problems import Quadratic, TotalVariation
 
 ONES = jnp.ones(3)
 

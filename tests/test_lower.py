@@ -25,7 +25,7 @@ from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent,
 from bilevel._certificate.gradient import differentiate
 from bilevel._lower.descend import descend, overhead
 from bilevel._outer.programs import UNLIMITED
-from problems import TotalVariation
+from bilevel.problems import TotalVariation
 
 F32, F64 = np.float32, np.float64
 SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]

@@ -11,7 +11,7 @@ from scipy import sparse as scipy_sparse
 
 import bilevel
 from bilevel._problem import cross_product, hessian_product, lower_gradient
-from problems import FieldsOfExperts, LogisticRegression, Quadratic, TotalVariation
+from bilevel.problems import FieldsOfExperts, LogisticRegression, Quadratic, TotalVariation
 
 CLASSES = 3
 rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from bilevel._certificate.value import correct, evaluate
 from bilevel._linalg import lbfgs_pairs
 from bilevel._outer import direction
 from bilevel._outer.predict import Secants
-from problems import LogisticRegression, Quadratic
+from bilevel.problems import LogisticRegression, Quadratic
 
 
 @pytest.mark.parametrize("theta0", [3.0, -100.0, 1e5])

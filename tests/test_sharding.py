@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import bilevel
 from bilevel._linalg import lbfgs_pairs
 from bilevel._outer.programs import Meter
-from problems import LogisticRegression, TotalVariation
+from bilevel.problems import LogisticRegression, TotalVariation
 
 THETA = jnp.array([-3.0, -3.0])
 

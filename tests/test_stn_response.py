@@ -13,8 +13,8 @@ from test_hypergradient import DECLARED, nonzero, real
 import bilevel
 from bilevel import RESULTS, FittedResponse, Previous
 from bilevel._outer.programs import Meter
+from bilevel.problems import Quadratic
 from bilevel.stn.response import pull_back, respond, turn
-from problems import Quadratic
 
 THETA = jnp.array([0.5, -1.0, 2.0])
 
