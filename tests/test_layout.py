@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bilevel
+from bilevel import stn
 
 ROOT = Path(__file__).parent.parent
 # What lies in bilevel imports from its own line and those before it.
@@ -104,15 +105,19 @@ def test_right_imports_pass():
 
 
 def named_as_public(paths, package):
-    """The paths, relative to that of `package`, with a part that is the name of a public function or class of it."""
+    """The paths, relative to the folder of `package`, that name a public function or class of it in a part."""
     public = {name for name, what in vars(package).items() if name[0] != "_" and not inspect.ismodule(what)}
     return [path for path in paths if public & set(path.with_suffix("").parts)]
 
 
 def test_no_public_name_is_that_of_a_module():
     """Or `from bilevel import x` is the one or the other, depending on what was imported before."""
-    paths = [path.relative_to(ROOT / "bilevel") for path in python_files("bilevel")]
-    assert {f"bilevel/{path}" for path in named_as_public(paths, bilevel)} == TO_RENAME
+    found = set()
+    for package in (bilevel, stn):
+        folder = Path(package.__file__).parent
+        paths = [path.relative_to(folder) for path in folder.rglob("*.py")]
+        found |= {str((folder / path).relative_to(ROOT)) for path in named_as_public(paths, package)}
+    assert found == TO_RENAME
     assert named_as_public([Path("solve.py"), Path("_outer/maid/step.py")], bilevel)
 
 

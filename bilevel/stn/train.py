@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .convert import bind
+from ._convert import bind
 from .linearise import Linearised
 from .method import Method
 from .space import Space

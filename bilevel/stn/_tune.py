@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ._convert import bind, materialise, responses
 from .checks import check_data, check_limits, check_losses, check_model
-from .convert import bind, materialise, responses
 from .epochs import OUTCOMES, Program, run
 from .method import Method, delta_stn
 from .schedule import Schedule
