@@ -1,9 +1,22 @@
 """Certified bilevel optimisation in JAX: learn hyperparameters by descending a hypergradient whose error is known."""
 
+from . import _checkout as _checkout
+from ._at_one_theta import hypergradient as hypergradient
+from ._at_one_theta import solve_lower as solve_lower
+from ._check.check import check_problem as check_problem
+from ._estimate_error import ErrorEstimate as ErrorEstimate
+from ._estimate_error import estimate_error as estimate_error
+from ._lower.gradient_descent import GradientDescent as GradientDescent
+from ._lower.lbfgs import LBFGS as LBFGS
+from ._lower.nesterov import Nesterov as Nesterov
+from ._lower.newton_cg import NewtonCG as NewtonCG
+from ._lower.precision import MixedPrecision as MixedPrecision
+from ._lower.precision import SingleProducts as SingleProducts
 from ._outer.accuracy import Adaptive as Adaptive
 from ._outer.accuracy import Fixed as Fixed
 from ._outer.balanced import Balanced as Balanced
 from ._outer.best_response import BestResponse as BestResponse
+from ._outer.bfgs import QuasiNewton as QuasiNewton
 from ._outer.direction import Steepest as Steepest
 from ._outer.gradient import Adjoint as Adjoint
 from ._outer.method import AbstractMethod as AbstractMethod
@@ -15,7 +28,6 @@ from ._outer.named import self_tuning as self_tuning
 from ._outer.optimiser import Optax as Optax
 from ._outer.predict import Previous as Previous
 from ._outer.predict import Secants as Secants
-from ._outer.quasi_newton import QuasiNewton as QuasiNewton
 from ._outer.response import FittedResponse as FittedResponse
 from ._outer.response import Responding as Responding
 from ._outer.scheduled import Geometric as Geometric
@@ -27,21 +39,18 @@ from ._outer.search import Constant as Constant
 from ._outer.search import HOAGHeuristic as HOAGHeuristic
 from ._outer.slope_test import SlopeTest as SlopeTest
 from ._outer.step import Method as Method
-from .check import check_problem as check_problem
-from .goal_oriented import ErrorEstimate as ErrorEstimate
-from .goal_oriented import estimate_error as estimate_error
-from .pointwise import hypergradient as hypergradient
-from .pointwise import solve_lower as solve_lower
-from .precision import MixedPrecision as MixedPrecision
-from .precision import SingleProducts as SingleProducts
-from .problem import AbstractProblem as AbstractProblem
-from .problem import Bounds as Bounds
-from .problem import Constants as Constants
-from .results import RESULTS as RESULTS
-from .results import Solution as Solution
-from .solve import iterate as iterate
-from .solve import solve as solve
-from .solvers import LBFGS as LBFGS
-from .solvers import GradientDescent as GradientDescent
-from .solvers import Nesterov as Nesterov
-from .solvers import NewtonCG as NewtonCG
+from ._problem import AbstractProblem as AbstractProblem
+from ._problem import Bounds as Bounds
+from ._problem import Constants as Constants
+from ._results import RESULTS as RESULTS
+from ._results import Solution as Solution
+from ._solve import iterate as iterate
+from ._solve import solve as solve
+
+
+def __getattr__(name):
+    if name == "problems":  # loaded on first use
+        from importlib import import_module
+
+        return import_module(".problems", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

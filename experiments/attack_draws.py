@@ -9,7 +9,7 @@ from attack_references import Lower, Reference
 from attack_terms import Real, Terms, real
 
 from bilevel import AbstractProblem
-from problems import FieldsOfExperts, LogisticRegression, TotalVariation
+from bilevel.problems import FieldsOfExperts, LogisticRegression, TotalVariation
 
 Draw = tuple[AbstractProblem, Any]
 

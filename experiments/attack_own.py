@@ -9,7 +9,7 @@ from attack_problems import Cubic, LeastSquares, Quartic, Regression, Scaled
 from attack_references import Lower, Reference
 from attack_terms import Real, Terms, real
 
-from problems import FieldsOfExperts, LogisticRegression, TotalVariation
+from bilevel.problems import FieldsOfExperts, LogisticRegression, TotalVariation
 
 
 def draw_squares(

@@ -22,9 +22,9 @@ from mnist import THETA0, Euclidean
 from quadratic import minimum
 
 import bilevel
-import problems
-from problems import data, foe, labelled
-from problems.quadratic import uniform_data
+from bilevel import problems
+from bilevel.problems import data, foe, labelled
+from bilevel.problems.quadratic import uniform_data
 
 SOLVER = bilevel.LBFGS()
 DIGITS = {"digits 1": (), "digits 64": (64, 1), "digits 640, 1e-2": (64, 10), "digits 640": (64, 10)}

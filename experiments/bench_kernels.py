@@ -6,7 +6,7 @@ reads and writes, and that, at NumPy's rate, is its floor:
 
     gradient         x <- x - grad_x h(x) / L      3 arrays: x, noisy; x
     Hessian product  v <- v - d2h/dx2 v / L        3 arrays: x, v; v
-    step             one turn of `bilevel.Nesterov` inside `bilevel.lower.descend`, the gradient, ||rho|| and the test
+    step             one turn of `bilevel.Nesterov` inside `descend`, the gradient, ||rho|| and the test
                      of the certificate included   5 arrays: x, its predecessor, noisy; both again
 
 Every kernel repeats inside one compiled loop, as in the solvers, and a turn is the difference between a long loop and a
@@ -35,9 +35,9 @@ import numpy as np
 from jax import lax
 
 import bilevel
-from bilevel.lower import descend
-from bilevel.problem import hessian_product, lower_gradient
-from problems import LogisticRegression, TotalVariation
+from bilevel._lower.descend import descend
+from bilevel._problem import hessian_product, lower_gradient
+from bilevel.problems import LogisticRegression, TotalVariation
 
 jax.config.update("jax_enable_x64", True)
 

@@ -23,9 +23,9 @@ from lower_candidates import HalfQuadratic, NonlinearCG, PrimalDual, Regularised
 from tqdm import tqdm
 
 import bilevel
-import problems
-from problems import data
-from problems.quadratic import uniform_data
+from bilevel import problems
+from bilevel.problems import data
+from bilevel.problems.quadratic import uniform_data
 
 jax.config.update("jax_enable_x64", True)
 

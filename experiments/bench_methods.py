@@ -25,7 +25,7 @@ from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 import bilevel
-from problems import data, labelled
+from bilevel.problems import data, labelled
 
 jax.config.update("jax_enable_x64", True)
 

@@ -30,8 +30,8 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 from bilevel import stn
+from bilevel.stn._tune import start
 from bilevel.stn.train import Losses, train_step, valid_step
-from bilevel.stn.tune import start
 
 KEY, ROUNDS = jax.random.key(0), 30
 METHODS = {"STN": stn.stn, "Delta-STN": stn.delta_stn}

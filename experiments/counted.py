@@ -20,8 +20,8 @@ import record
 from jaxtyping import PyTree
 
 import bilevel
+from bilevel._inputs import prepare
 from bilevel._outer.programs import Meter
-from bilevel.inputs import prepare
 
 CLOCK, DEFAULT = record.CompileClock(), bilevel.Nesterov()
 

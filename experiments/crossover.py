@@ -29,7 +29,7 @@ from quadratic import minimum, upper_condition
 from tqdm import tqdm
 
 import bilevel
-from problems.quadratic import Quadratic
+from bilevel.problems.quadratic import Quadratic
 
 jax.config.update("jax_enable_x64", True)
 

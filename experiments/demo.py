@@ -20,8 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
 import bilevel
-import problems
-from problems import data
+from bilevel import problems
+from bilevel.problems import data
 
 jax.config.update("jax_enable_x64", True)
 

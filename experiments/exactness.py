@@ -31,8 +31,8 @@ from sklearn.datasets import load_diabetes
 from tqdm import tqdm
 
 from bilevel import stn
+from bilevel.stn._tune import start
 from bilevel.stn.train import Losses, train_step
-from bilevel.stn.tune import start
 
 jax.config.update("jax_enable_x64", True)
 

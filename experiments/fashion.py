@@ -39,7 +39,7 @@ from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 from bilevel import stn
-from problems import labelled
+from bilevel.problems import labelled
 
 ADAM = {"MLP": optax.adam(1e-3), "CNN": optax.adam(3e-3)}
 SELF_TUNING = {"STN": stn.stn, "Delta-STN": stn.delta_stn}

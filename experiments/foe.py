@@ -24,10 +24,10 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 import bilevel
-import problems
-from bilevel.estimates import cross_norm
-from bilevel.problem import cross_transpose_product, hessian_product, lower_gradient
-from problems import data, foe
+from bilevel import problems
+from bilevel._certificate.estimates import cross_norm
+from bilevel._problem import cross_transpose_product, hessian_product, lower_gradient
+from bilevel.problems import data, foe
 
 jax.config.update("jax_enable_x64", True)
 

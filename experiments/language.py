@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from bilevel import stn
-from problems import text
+from bilevel.problems import text
 
 NAMES = ("input", "hidden", "output", "embedding", "connect", "alpha", "beta")
 

@@ -11,9 +11,9 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from bilevel.krylov import cg_iterations
-from bilevel.lower import AbstractLowerSolver, Iterate, LowerLevel
-from problems.tv import adjoint_differences, differences
+from bilevel._linalg.cg import cg_iterations
+from bilevel._lower.solver import AbstractLowerSolver, Iterate, LowerLevel
+from bilevel.problems.tv import adjoint_differences, differences
 
 
 def reduced(level: LowerLevel, it: Iterate, product: Any) -> tuple[Any, Array]:

@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
 from bilevel import stn
-from problems import text
+from bilevel.problems import text
 
 
 class Sizes(NamedTuple):

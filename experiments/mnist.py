@@ -17,9 +17,9 @@ import style
 from matplotlib import pyplot as plt
 
 import bilevel
-import problems
-from problems import labelled
-from problems.logistic import C
+from bilevel import problems
+from bilevel.problems import labelled
+from bilevel.problems.logistic import C
 
 jax.config.update("jax_enable_x64", True)
 

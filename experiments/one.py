@@ -22,8 +22,8 @@ from skimage.restoration import denoise_tv_chambolle
 from tqdm import tqdm
 
 import bilevel
-import problems
-from problems import data
+from bilevel import problems
+from bilevel.problems import data
 
 jax.config.update("jax_enable_x64", True)
 

@@ -24,8 +24,8 @@ from sklearn.linear_model import LogisticRegressionCV
 from tqdm import tqdm
 
 import bilevel
-import problems
-from problems import data, labelled
+from bilevel import problems
+from bilevel.problems import data, labelled
 
 jax.config.update("jax_enable_x64", True)
 

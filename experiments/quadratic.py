@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import bilevel
-from problems.quadratic import Quadratic, uniform_data
+from bilevel.problems.quadratic import Quadratic, uniform_data
 
 jax.config.update("jax_enable_x64", True)
 

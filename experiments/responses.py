@@ -20,15 +20,15 @@ import numpy as np
 import optax
 import record
 import style
-from bilevel.quasi_newton import QuasiNewton
 from foe import ZeroMean
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 import bilevel
-import problems
-from problems import data, foe, labelled
+from bilevel import problems
+from bilevel._outer.quasi_newton import QuasiNewton
+from bilevel.problems import data, foe, labelled
 
 jax.config.update("jax_enable_x64", True)
 

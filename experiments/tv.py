@@ -23,8 +23,8 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 import bilevel
-import problems
-from problems import data
+from bilevel import problems
+from bilevel.problems import data
 
 jax.config.update("jax_enable_x64", True)
 

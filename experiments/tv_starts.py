@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import bilevel
-from problems import data
+from bilevel.problems import data
 
 jax.config.update("jax_enable_x64", True)
 

@@ -18,8 +18,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from bilevel import AbstractProblem, Bounds, Constants, solve_lower
-from bilevel.inputs import finite
-from bilevel.lower import LowerSolution
+from bilevel._inputs import finite
+from bilevel._lower.descend import LowerSolution
 
 from .inputs import dense, images
 from .tv import C3, Images, Scalar

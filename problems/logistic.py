@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
-from bilevel.inputs import finite
+from bilevel._inputs import finite
 
 from .cross_entropy import block_rows, cross_entropy
 from .gram import gram, ridge_inverse, weighted_norm

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from bilevel import AbstractProblem, Bounds, Constants, solve_lower
-from bilevel.lower import LowerSolution
+from bilevel._lower.descend import LowerSolution
 
 from .inputs import images
 

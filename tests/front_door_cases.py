@@ -23,9 +23,9 @@ from sklearn import datasets
 from sklearn.preprocessing import scale
 
 import bilevel
-import problems
-from problems import data
-from problems.quadratic import uniform_data
+from bilevel import problems
+from bilevel.problems import data
+from bilevel.problems.quadratic import uniform_data
 
 MAX_COST = 60_000
 # Log penalties of SciPy's search: beyond, a weight is free or its feature out, and the factors of H lose their digits.

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from bilevel import AbstractProblem, Constants
-from problems.quadratic import Quadratic
-from problems.tv import TotalVariation
+from bilevel.problems.quadratic import Quadratic
+from bilevel.problems.tv import TotalVariation
 
 
 def phi(t):

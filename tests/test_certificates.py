@@ -23,8 +23,9 @@ from problems_for_tests import (
 
 import bilevel
 from bilevel import LBFGS, RESULTS, Nesterov, NewtonCG
+from bilevel._certificate.gradient import differentiate
+from bilevel._certificate.value import correct, evaluate
 from bilevel._outer.programs import UNLIMITED
-from bilevel.hypergradient import correct, differentiate, evaluate
 
 F32, F64 = np.float32, np.float64
 elastic_tv = partial(random_tv, elastic=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from problems import LogisticRegression, Quadratic, TotalVariation
+from bilevel.problems import LogisticRegression, Quadratic, TotalVariation
 
 THETA = jnp.array([0.3, -0.2])
 

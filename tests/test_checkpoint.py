@@ -16,7 +16,7 @@ import pytest
 
 import bilevel
 from bilevel import RESULTS
-from problems import Quadratic
+from bilevel.problems import Quadratic
 
 ROOT = Path(__file__).parent.parent
 STEPS = 20

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
-from problems import LogisticRegression
-from problems.cross_entropy import block_rows, cross_entropy
+from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
+from bilevel.problems import LogisticRegression
+from bilevel.problems.cross_entropy import block_rows, cross_entropy
 
 N, FEATURES, CLASSES = 30, 4, 3
 ROWS = [N, 10, 7, 1]  # at a time: all, a divisor, with a rest of two, single ones

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from problems import data
+from bilevel.problems import data
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_photographs(dtype):
 def test_photographs_need_no_network_and_no_heavy_import():
     code = (
         "import sys, socket; socket.socket.connect = socket.getaddrinfo = None\n"
-        "from problems import data; data.photographs(8)\n"
+        "from bilevel.problems import data; data.photographs(8)\n"
         "assert not {'skimage', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -16,7 +16,7 @@ from bilevel._outer.direction import plain
 from bilevel._outer.programs import Meter
 from bilevel._outer.reached import Interval, Reached
 from bilevel._outer.search import Judgement, Step, Verdict
-from problems import Quadratic, TotalVariation
+from bilevel.problems import Quadratic, TotalVariation
 
 ONES = jnp.ones(3)
 

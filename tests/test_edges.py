@@ -8,7 +8,7 @@ from jaxtyping import Array
 import bilevel
 from bilevel import RESULTS, AbstractProblem, Adaptive, CertifiedBacktracking, Constants, Method, NewtonCG
 from bilevel._outer.accuracy import AbstractAccuracy, scaled
-from problems import Quadratic, TotalVariation
+from bilevel.problems import Quadratic, TotalVariation
 
 
 class Ridge(AbstractProblem):

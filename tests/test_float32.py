@@ -10,7 +10,7 @@ from test_descent import Pairs, denoising, quadratic, tv_truth
 
 import bilevel
 from bilevel import RESULTS
-from problems import Quadratic, TotalVariation
+from bilevel.problems import Quadratic, TotalVariation
 
 F = np.float32
 

@@ -12,10 +12,11 @@ import pytest
 from problems_for_tests import batched, stack, truth
 
 from bilevel import RESULTS, NewtonCG, check_problem
+from bilevel._certificate.gradient import differentiate
+from bilevel._certificate.value import evaluate
 from bilevel._outer.programs import UNLIMITED
-from bilevel.hypergradient import differentiate, evaluate
-from bilevel.problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
-from problems.foe import FieldsOfExperts, dct_filters, initial
+from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
+from bilevel.problems.foe import FieldsOfExperts, dct_filters, initial
 
 LEAVES = ("scale", "weights", "smoothings", "filters")
 SHAPE = (2, 6, 7)

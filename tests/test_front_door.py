@@ -12,8 +12,8 @@ from front_door_cases import CASES, MAX_COST, Ended, projected, run
 
 import bilevel
 from bilevel import RESULTS
-from problems import LogisticRegression
-from problems.quadratic import uniform_data
+from bilevel.problems import LogisticRegression
+from bilevel.problems.quadratic import uniform_data
 
 SHORT = [name for name in CASES if name.startswith(("ridge", "quadratic"))] + ["TV from (-2, -6)", "wine, scaled, 1"]
 METHODS = {

@@ -8,7 +8,7 @@ from problems_for_tests import quadratic, random_nested, random_robust, random_t
 
 import bilevel
 from bilevel import LBFGS, NewtonCG
-from problems import LogisticRegression
+from bilevel.problems import LogisticRegression
 
 
 def examples():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from problems.gram import gram, ridge_inverse, weighted_norm
+from bilevel.problems.gram import gram, ridge_inverse, weighted_norm
 
 CLASSES = 3
 BOTH = pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from problems import LogisticRegression
+from bilevel.problems import LogisticRegression
 
 
 def data(rng, signal=10.0, rows=30, features=4, classes=3):

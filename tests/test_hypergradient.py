@@ -20,7 +20,7 @@ from problems_for_tests import (
 
 import bilevel
 from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent, Nesterov, NewtonCG
-from bilevel.hypergradient import gradient_moves
+from bilevel._certificate.gradient import gradient_moves
 
 SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]
 

@@ -14,7 +14,7 @@ import pytest
 
 import bilevel
 from bilevel import RESULTS
-from problems import Quadratic, TotalVariation
+from bilevel.problems import Quadratic, TotalVariation
 
 ROOT = Path(__file__).parent.parent
 IMAGES = np.full((2, 4, 4), 0.5)
@@ -169,8 +169,8 @@ def test_mu_that_fades_during_the_run_is_never_crossed():
 def test_float64_data_without_x64_are_an_error():
     """In a process that never enabled it: fields, images and matrices say what to call; float32 runs."""
     code = """
-        import numpy as np, bilevel, problems, jax
-        from problems import Quadratic, TotalVariation
+        import numpy as np, bilevel, jax
+        from bilevel.problems import Quadratic, TotalVariation
         class Plain(bilevel.AbstractProblem):
             y: np.ndarray
             def lower(self, x, theta): return 0.5 * ((x - theta) ** 2).sum()

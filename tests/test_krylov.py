@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from problems_for_tests import Bilinear
 
-from bilevel.estimates import cross_norm, cross_norm_cost
-from bilevel.krylov import conjugate_gradients, lanczos
+from bilevel._certificate.estimates import cross_norm, cross_norm_cost
+from bilevel._linalg.cg import conjugate_gradients
+from bilevel._linalg.lanczos import lanczos
 
 N = 12
 

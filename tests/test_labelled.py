@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from problems import LogisticRegression, labelled
+from bilevel.problems import LogisticRegression, labelled
 
 N = {"train": 30, "t10k": 11}
 
@@ -159,7 +159,7 @@ def test_digits(dtype):
 def test_digits_need_no_network():
     code = (
         "import socket; socket.socket.connect = socket.getaddrinfo = None\n"
-        "from problems import labelled; labelled.digits()"
+        "from bilevel.problems import labelled; labelled.digits()"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

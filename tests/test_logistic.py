@@ -13,7 +13,7 @@ from test_certificates import dense, measure
 
 import bilevel
 from bilevel import Nesterov, NewtonCG
-from problems import LogisticRegression
+from bilevel.problems import LogisticRegression
 
 ROOT = Path(__file__).parents[1]
 ROWS, FEATURES, CLASSES = 20, 4, 3
@@ -49,7 +49,8 @@ def test_no_bound_is_violated_with_more_features_than_rows(shape):
 WIDE = """
 import resource, time, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
-import bilevel, problems
+import bilevel
+from bilevel import problems
 rng, y = np.random.default_rng(0), np.arange(40) % 2
 A, A_valid = rng.standard_normal((2, 40, 4000)) + y[:, None]
 problems.LogisticRegression(A[:, :3], y, A_valid[:, :3], y)  # the first starts JAX

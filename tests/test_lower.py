@@ -22,10 +22,10 @@ from problems_for_tests import (
 
 import bilevel
 from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, GradientDescent, Nesterov, NewtonCG
+from bilevel._certificate.gradient import differentiate
+from bilevel._lower.descend import descend, overhead
 from bilevel._outer.programs import UNLIMITED
-from bilevel.hypergradient import differentiate
-from bilevel.lower import descend, overhead
-from problems import TotalVariation
+from bilevel.problems import TotalVariation
 
 F32, F64 = np.float32, np.float64
 SOLVERS = [GradientDescent(), Nesterov(), LBFGS(), NewtonCG()]

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel._outer.region import stationarity
-from bilevel.bounds import unit_roundoff
-from bilevel.norms import dual_norm, metric_norm, norm
-from bilevel.problem import AbstractProblem, Constants
+from bilevel._linalg.norms import dual_norm, metric_norm, norm
+from bilevel._linalg.rounding import unit_roundoff
+from bilevel._outer.direction import stationarity
+from bilevel._problem import AbstractProblem, Constants
 
 sizes = jax.jit(norm)
 

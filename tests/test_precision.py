@@ -12,18 +12,9 @@ import pytest
 from problems_for_tests import Counted, Undeclared, distance, quadratic, random_robust, random_tv, truth
 
 import bilevel
-from bilevel import (
-    LBFGS,
-    RESULTS,
-    AbstractProblem,
-    Constants,
-    MixedPrecision,
-    Nesterov,
-    NewtonCG,
-    SingleProducts,
-)
+from bilevel import LBFGS, RESULTS, AbstractProblem, Constants, MixedPrecision, Nesterov, NewtonCG, SingleProducts
+from bilevel._lower.descend import descend, overhead
 from bilevel._outer.programs import Meter
-from bilevel.lower import descend, overhead
 
 MIXED = [*map(MixedPrecision, (Nesterov(), LBFGS())), SingleProducts(NewtonCG())]
 DECLARED = ("mu", "L", "L_upper", "L_hessian", "L_cross")

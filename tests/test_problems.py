@@ -10,8 +10,8 @@ from problems_for_tests import in_float64
 from scipy import sparse as scipy_sparse
 
 import bilevel
-from bilevel.problem import cross_product, hessian_product, lower_gradient
-from problems import FieldsOfExperts, LogisticRegression, Quadratic, TotalVariation
+from bilevel._problem import cross_product, hessian_product, lower_gradient
+from bilevel.problems import FieldsOfExperts, LogisticRegression, Quadratic, TotalVariation
 
 CLASSES = 3
 rng = np.random.default_rng(0)

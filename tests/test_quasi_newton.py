@@ -9,12 +9,13 @@ import pytest
 from test_descent import ONES, check_truth, denoising, quadratic, quadratic_truth, run, tv_truth
 
 import bilevel
-from bilevel import RESULTS, secants
+from bilevel import RESULTS
+from bilevel._certificate.value import correct, evaluate
+from bilevel._linalg import lbfgs_pairs
+from bilevel._outer.bfgs import descend
 from bilevel._outer.predict import Secants
-from bilevel._outer.quasi_newton import descend
 from bilevel._outer.region import keep_certifiable
-from bilevel.hypergradient import correct, evaluate
-from problems import LogisticRegression, Quadratic
+from bilevel.problems import LogisticRegression, Quadratic
 
 
 @pytest.mark.parametrize("theta0", [3.0, -100.0, 1e5])
@@ -93,16 +94,16 @@ def test_pairs_are_the_last_ones_of_the_dense_recursion(count):
     """Seven pairs in five slots, one of them of negative curvature, which must not enter."""
     rng, slots = np.random.default_rng(count), 5
     H = np.diag([1.0, 2.0, 5.0, 9.0])
-    pushed, held = secants.empty(jnp.zeros(4), slots), []
+    pushed, held = lbfgs_pairs.empty(jnp.zeros(4), slots), []
     for k in range(count):
         s = rng.standard_normal(4)
         y = (-1 if k == 2 else 1) * H @ s
-        pushed = secants.push(pushed, jnp.asarray(s), jnp.asarray(y))
+        pushed = lbfgs_pairs.push(pushed, jnp.asarray(s), jnp.asarray(y))
         held += [(s, y)] if k != 2 else []
     gamma = held[-1][0] @ held[-1][1] / (held[-1][1] @ held[-1][1])
     v = rng.standard_normal(4)
     expected = dense_inverse(held[-slots:], gamma, 4) @ v
-    np.testing.assert_allclose(secants.apply(pushed, jnp.asarray(v)), expected, rtol=1e-12)
+    np.testing.assert_allclose(lbfgs_pairs.apply(pushed, jnp.asarray(v)), expected, rtol=1e-12)
 
 
 def test_pairs_of_trees_with_a_preconditioner_are_those_of_the_dense_recursion():
@@ -115,13 +116,13 @@ def test_pairs_of_trees_with_a_preconditioner_are_those_of_the_dense_recursion()
     def P(v):
         return jax.tree.map(jnp.divide, v, tree(W))
 
-    pushed, held = secants.empty(tree(np.zeros(5)), slots), []
+    pushed, held = lbfgs_pairs.empty(tree(np.zeros(5)), slots), []
     for k in range(6):
         s = rng.standard_normal(5)
         y = np.array([1.0, 2.0, 5.0, 9.0, 4.0]) * s
         enters = k not in (1, 4)
         y[0] = np.nan if k == 4 else y[0]
-        pushed = secants.push(pushed, tree(s), tree(y), P, when=jnp.asarray(k != 1))
+        pushed = lbfgs_pairs.push(pushed, tree(s), tree(y), P, when=jnp.asarray(k != 1))
         held += [(s, y)] if enters else []
     s, y = held[-1]
     B = np.diag(s @ y / (y @ (y / W)) / W)
@@ -129,24 +130,24 @@ def test_pairs_of_trees_with_a_preconditioner_are_those_of_the_dense_recursion()
         V = np.eye(5) - np.outer(y, s) / (s @ y)
         B = V.T @ B @ V + np.outer(s, s) / (s @ y)
     v = rng.standard_normal(5)
-    found = secants.apply(pushed, tree(v), P)
+    found = lbfgs_pairs.apply(pushed, tree(v), P)
     np.testing.assert_allclose([*found["a"].ravel(), found["b"]], B @ v, rtol=1e-12)
 
 
 def test_a_pair_that_curves_downwards_among_the_free_entries_drops_out():
     """The middle one of three, positive as a whole; the slots have wrapped."""
     rng, free = np.random.default_rng(2), jnp.asarray([False, True, True])
-    pairs, held = secants.empty(jnp.zeros(3), 3), []
+    pairs, held = lbfgs_pairs.empty(jnp.zeros(3), 3), []
     for k in range(4):
         s = rng.standard_normal(3)
         y = np.array([1.0, 4.0, 9.0]) * s
         if k == 2:
             s, y = np.array([1.0, 1.0, 0.5]), np.array([9.0, -1.0, 0.5])
-        pairs, held = secants.push(pairs, jnp.asarray(s), jnp.asarray(y)), [*held, (s[1:], y[1:])]
+        pairs, held = lbfgs_pairs.push(pairs, jnp.asarray(s), jnp.asarray(y)), [*held, (s[1:], y[1:])]
     del held[2]
     gamma = float(pairs.gamma)
     v = np.array([0.0, 1.0, -2.0])
-    found = secants.apply(secants.restrict(pairs, free), jnp.asarray(v))
+    found = lbfgs_pairs.apply(lbfgs_pairs.restrict(pairs, free), jnp.asarray(v))
     np.testing.assert_allclose(found[1:], dense_inverse(held[1:], gamma, 2) @ v[1:], rtol=1e-12)
 
 
@@ -154,11 +155,11 @@ def test_held_entries_do_not_move_and_their_pairs_do_not_count():
     """Restricted to the free entries B is BFGS there; the direction is zero where z pushes out of the box."""
     rng, theta, z = np.random.default_rng(0), jnp.asarray([0.0, 1.0, 0.5]), jnp.asarray([2.0, -1.0, 0.3])
     box = jnp.zeros(3), jnp.ones(3)
-    pairs, held = secants.empty(theta, 4), []
+    pairs, held = lbfgs_pairs.empty(theta, 4), []
     for _ in range(2):
         s = rng.standard_normal(3)
         y = np.array([1.0, 4.0, 9.0]) * s
-        pairs, held = secants.push(pairs, jnp.asarray(s), jnp.asarray(y)), [*held, (s[2:], y[2:])]
+        pairs, held = lbfgs_pairs.push(pairs, jnp.asarray(s), jnp.asarray(y)), [*held, (s[2:], y[2:])]
     d, used = descend(pairs, theta, z, box)
     np.testing.assert_allclose(d, [0.0, 0.0, -0.3 / 9], rtol=1e-12)
     assert used

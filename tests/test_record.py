@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from problems.quadratic import uniform_data
+from bilevel.problems.quadratic import uniform_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import packed

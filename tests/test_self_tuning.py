@@ -13,7 +13,7 @@ from test_hypergradient import DECLARED, nonzero, real
 import bilevel
 from bilevel import RESULTS, FittedResponse, Previous
 from bilevel._outer.response import Responding, pull_back, respond, turn
-from problems import Quadratic
+from bilevel.problems import Quadratic
 
 THETA = jnp.array([0.5, -1.0, 2.0])
 

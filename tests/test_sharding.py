@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import bilevel
-from bilevel import secants
+from bilevel._linalg import lbfgs_pairs
 from bilevel._outer.programs import Meter
-from problems import LogisticRegression, TotalVariation
+from bilevel.problems import LogisticRegression, TotalVariation
 
 THETA = jnp.array([-3.0, -3.0])
 
@@ -81,8 +81,8 @@ def test_pairs_spread_along_any_axis_stay_spread():
     v = jax.device_put(
         np.random.default_rng(0).standard_normal((3, 8)), NamedSharding(mesh, PartitionSpec(None, "columns"))
     )
-    pairs = secants.empty(v, 5)
-    for function, operands in ((secants.push, (pairs, v, 2 * v)), (secants.apply, (pairs, v))):
+    pairs = lbfgs_pairs.empty(v, 5)
+    for function, operands in ((lbfgs_pairs.push, (pairs, v, 2 * v)), (lbfgs_pairs.apply, (pairs, v))):
         text = jax.jit(function).lower(*operands).compile().as_text()
         assert "f64[5,3,2]" in text and "f64[5,3,8]" not in text  # what a device holds of it, and not all
-    assert secants.push(pairs, v, 2 * v).s.sharding.is_equivalent_to(pairs.s.sharding, 3)
+    assert lbfgs_pairs.push(pairs, v, 2 * v).s.sharding.is_equivalent_to(pairs.s.sharding, 3)

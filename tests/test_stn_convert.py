@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bilevel import stn
-from bilevel.stn.convert import responses
+from bilevel.stn._convert import responses
 from bilevel.stn.layers import Response
 
 KEY = jax.random.key(3)

@@ -12,9 +12,9 @@ import pytest
 import scipy.optimize
 
 from bilevel import stn
+from bilevel.stn._tune import start
 from bilevel.stn.layers import Response
 from bilevel.stn.train import Losses
-from bilevel.stn.tune import start
 
 KEY = jax.random.key(0)
 

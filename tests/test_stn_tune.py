@@ -9,8 +9,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from bilevel import stn
+from bilevel.stn._tune import start
 from bilevel.stn.train import Losses
-from bilevel.stn.tune import start
 
 KEY = jax.random.key(0)
 SPACE = stn.Space(drop=stn.Rate(0.1), decay=stn.Positive(1e-2))

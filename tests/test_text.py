@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from problems import text
+from bilevel.problems import text
 
 
 def write(folder, texts, name=text.FILE):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import bilevel
+from bilevel._inputs import prepare
 from bilevel._outer.programs import Meter
-from bilevel.inputs import prepare
 
 TRACES = []
 

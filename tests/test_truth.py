@@ -8,7 +8,8 @@ import pytest
 from problems_for_tests import distance, truth
 
 import bilevel
-from bilevel import RESULTS, checkpoint
+from bilevel import RESULTS
+from bilevel import _checkpoint as checkpoint
 from bilevel._outer import programs
 from bilevel._outer.programs import UNLIMITED
 

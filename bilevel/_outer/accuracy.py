@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 
-from ..results import RESULTS
+from .._results import RESULTS
 from .programs import Stop
 from .reached import Reached
 

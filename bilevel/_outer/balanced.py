@@ -10,7 +10,7 @@
 import math
 from typing import ClassVar, NamedTuple
 
-from ..results import RESULTS
+from .._results import RESULTS
 from .accuracy import AbstractAccuracy, first
 from .programs import Stop
 from .refine import SHARE, afford, split

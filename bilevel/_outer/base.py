@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..hypergradient import Hypergradient, Point
-from ..problem import Vector
-from ..results import RESULTS
+from .._certificate.gradient import Hypergradient
+from .._certificate.value import Point
+from .._linalg.vectors import Vector
+from .._results import RESULTS
 from .direction import AbstractDirection, Heading
 from .method import ROUNDED, Info, State
 from .predict import AbstractPredictor

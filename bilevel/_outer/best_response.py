@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..hypergradient import evaluate
-from ..norms import norm
-from ..problem import Vector, cross_transpose_product
-from ..program import program
-from ..results import RESULTS
+from .._certificate.value import evaluate
+from .._linalg.norms import norm
+from .._linalg.vectors import Vector
+from .._problem import cross_transpose_product
+from .._program import program
+from .._results import RESULTS
 from .base import Base
 from .gradient import AbstractGradient
 from .overheads import overheads

@@ -1,6 +1,6 @@
 """Where to go from theta, given z: a direction d, and what is known of f along it.
 
-    d = -z    steepest descent;        other directions are a file each: `quasi_newton`, `optimiser`
+    d = -z    steepest descent;        other directions are a file each: `bfgs`, `optimiser`
 
 A direction decides no correctness: what it proposes is judged by the search.
 """
@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from ..norms import norm
-from ..problem import Scalar, Vector
-from .region import Box
+from .._linalg.norms import norm
+from .._linalg.vectors import Box, Scalar, Vector
 
 
 class Heading(eqx.Module):

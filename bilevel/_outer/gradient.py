@@ -11,9 +11,9 @@ from typing import Any
 
 import equinox as eqx
 
-from ..hypergradient import Point
-from ..problem import Vector
-from ..results import RESULTS
+from .._certificate.value import Point
+from .._linalg.vectors import Vector
+from .._results import RESULTS
 from .base import Base
 from .programs import Stop
 from .refine import DEFAULT_TOLERANCE, first_tolerance

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 
-from ..hypergradient import Point
-from ..problem import AbstractProblem, Vector
-from ..results import RESULTS
+from .._certificate.value import Point
+from .._linalg.vectors import Box, Vector
+from .._problem import AbstractProblem
+from .._results import RESULTS
 from .programs import Counts
-from .region import Box
 
 ROUNDED = 1 + 1e-6  # eps is rounded to the dtype on its way into a solve
 

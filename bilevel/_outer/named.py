@@ -5,15 +5,16 @@ from typing import Any
 
 import optax
 
-from ..inputs import positive
-from ..lower import AbstractLowerSolver
-from ..solvers import LBFGS, Nesterov
+from .._inputs import positive
+from .._lower.lbfgs import LBFGS
+from .._lower.nesterov import Nesterov
+from .._lower.solver import AbstractLowerSolver
 from .accuracy import Adaptive, Fixed
 from .balanced import Balanced
 from .best_response import BestResponse
+from .bfgs import QuasiNewton
 from .optimiser import Optax
 from .predict import AbstractPredictor, Previous, Secants
-from .quasi_newton import QuasiNewton
 from .response import FittedResponse, Responding
 from .scheduled import Geometric, Polynomial, Scheduled
 from .search import Always, CertifiedBacktracking, HOAGHeuristic

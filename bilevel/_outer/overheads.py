@@ -6,10 +6,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 
-from .. import hypergradient as hg
-from ..local_curvature import affordable, local_cost
-from ..lower import overhead
-from ..problem import AbstractProblem, Vector
+from .._certificate.gradient import certificate_cost
+from .._certificate.local_curvature import affordable, local_cost
+from .._certificate.value import correction_cost
+from .._linalg.vectors import Vector
+from .._lower.descend import overhead
+from .._problem import AbstractProblem
 
 
 class Overheads(NamedTuple):
@@ -36,7 +38,7 @@ def _overheads(structure, shapes):
 
     def trace(problem, x, theta):
         size = sum(v.size for v in jax.tree.leaves(x))
-        certificate, correction = hg.certificate_cost(problem, x, theta), hg.correction_cost(problem, x, theta)
+        certificate, correction = certificate_cost(problem, x, theta), correction_cost(problem, x, theta)
         local = local_cost(problem, x, theta) if affordable(x, theta) else None
         cost.extend((overhead(problem, theta, size), certificate, correction, local))
 

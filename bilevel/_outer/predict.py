@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from ..layout import replicate, stack
-from ..problem import Vector
+from .._linalg.sharding import replicate, stack
+from .._linalg.vectors import Vector
 
 
 class AbstractPredictor(eqx.Module):

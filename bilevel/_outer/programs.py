@@ -6,27 +6,32 @@ A call that the budget cannot pay for, or that comes back broken, raises `Stop` 
 import dataclasses
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .. import hypergradient as hg
-from ..norms import norm
-from ..problem import AbstractProblem, Vector
-from ..program import program
-from ..results import RESULTS
+from .._certificate import gradient as gradients
+from .._certificate import value
+from .._certificate.gradient import Hypergradient
+from .._certificate.value import Point
+from .._counts import Counts
+from .._linalg.norms import norm
+from .._linalg.vectors import Vector
+from .._problem import AbstractProblem
+from .._program import program
+from .._results import RESULTS
 from .overheads import overheads
 from .region import keep_certifiable, project, stationarity
 
 UNLIMITED = 2**30
 
-evaluate = program(hg.evaluate)
-enclose = program(hg.enclose)
-sharpen = program(hg.sharpen)
-correct = program(hg.correct)
-differentiate = program(hg.differentiate)
+evaluate = program(value.evaluate)
+enclose = program(value.enclose)
+sharpen = program(value.sharpen)
+correct = program(value.correct)
+differentiate = program(gradients.differentiate)
 measure = program(stationarity)
 
 
@@ -55,19 +60,6 @@ class Stop(Exception):
 
     def __init__(self, result: RESULTS):
         self.result = result
-
-
-class Counts(NamedTuple):
-    """Cost by kind. Each gradient or value of h, each H v, J v and J^T q counts 1."""
-
-    lower_gradients: int = 0
-    lower_values: int = 0
-    hessian_products: int = 0
-    cross_products: int = 0
-
-    @property
-    def cost(self) -> int:
-        return sum(self)
 
 
 class Meter:
@@ -116,7 +108,7 @@ class Meter:
         fields = [getattr(done, name, 0) for name in Counts._fields]
         self.counts = Counts(*(old + int(new) for old, new in zip(self.counts, jax.device_get(fields), strict=True)))
 
-    def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf, q: Vector | None = None) -> hg.Point:
+    def solve(self, theta: Vector, x0: Vector, eps: float, cap: float = math.inf, q: Vector | None = None) -> Point:
         """The lower level to eps, spending at most `cap` and what is left. A result of max_cost_reached means `cap`.
 
         With q the value's interval is corrected by it.
@@ -138,7 +130,7 @@ class Meter:
             raise Stop(RESULTS.max_cost_reached)
         return point
 
-    def correct(self, theta: Vector, point: hg.Point, q: Vector) -> hg.Point:
+    def correct(self, theta: Vector, point: Point, q: Vector) -> Point:
         """The point with its interval corrected by q, where the problem declares what that takes and it can be paid."""
         cost = overheads(self.problem, point.lower.x, theta).correction
         if not 0 < cost <= self.left:
@@ -146,9 +138,7 @@ class Meter:
         self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + cost)
         return self._call(correct, self.problem, theta, point, q)
 
-    def differentiate(
-        self, theta: Vector, point: hg.Point, q: Vector, delta: float
-    ) -> tuple[hg.Point, hg.Hypergradient]:
+    def differentiate(self, theta: Vector, point: Point, q: Vector, delta: float) -> tuple[Point, Hypergradient]:
         """The hypergradient with the adjoint to delta, and the point: with a larger error where conjugate gradients
         have contradicted an estimate of mu."""
         if self.left < overheads(self.problem, point.lower.x, theta).certificate + 1:
@@ -167,14 +157,14 @@ class Meter:
                 raise Stop(result)
         return self.corrected_mu(theta, point, gradient), gradient
 
-    def corrected_mu(self, theta: Vector, point: hg.Point, gradient: hg.Hypergradient) -> hg.Point:
+    def corrected_mu(self, theta: Vector, point: Point, gradient: Hypergradient) -> Point:
         """The point as the mu of a hypergradient has it, where that is smaller."""
         if not float(gradient.mu) < float(point.lower.mu):
             return point
         lower = dataclasses.replace(point.lower, mu=gradient.mu, error=gradient.eps)
         return self._call(enclose, self.problem, theta, lower)
 
-    def sharpen(self, theta: Vector, point: hg.Point, most: float = math.inf) -> hg.Point | None:
+    def sharpen(self, theta: Vector, point: Point, most: float = math.inf) -> Point | None:
         """The point with the bounds that its local curvature gives; None if that costs more than `most` or is left."""
         price = overheads(self.problem, point.lower.x, theta).local
         if price is None or sum(price) > min(self.left, most) or not math.isfinite(float(point.lower.error)):
@@ -186,7 +176,7 @@ class Meter:
         )
         return self._call(sharpen, self.problem, theta, point.lower)
 
-    def stationarity(self, theta: Vector, gradient: hg.Hypergradient, box: Any) -> float:
+    def stationarity(self, theta: Vector, gradient: Hypergradient, box: Any) -> float:
         """||P(theta - z) - theta||; ||z|| without a box."""
         return float(gradient.norm if box is None else self._call(measure, theta, gradient.gradient, box))
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ..hypergradient import Hypergradient, Point
-from ..problem import Vector
-from ..results import RESULTS
+from .._certificate.gradient import Hypergradient
+from .._certificate.value import Point
+from .._linalg.vectors import Box, Vector
+from .._results import RESULTS
 from .method import ROUNDED
 from .programs import Meter, Stop
-from .region import Box
 
 DEFAULT_TOLERANCE = 1e-3
 SHARE = 0.4  # of eps, and of delta, in omega at the first attempt; the rest is for what is of second order

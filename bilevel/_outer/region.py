@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ..norms import norm
-from ..problem import AbstractProblem, Scalar, Vector
-
-Box = tuple[Vector, Vector] | None
+from .._linalg.norms import norm
+from .._linalg.vectors import Box, Scalar, Vector
+from .._problem import AbstractProblem
 
 
 def project(theta: Vector, box: Box) -> Vector:

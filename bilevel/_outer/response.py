@@ -25,7 +25,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..problem import AbstractProblem, Scalar, Vector, lower_gradient
+from .._linalg.vectors import Scalar, Vector
+from .._problem import AbstractProblem, lower_gradient
 from .predict import AbstractPredictor
 
 FEW = 8  # hyperparameters: all of K is affordable

@@ -13,11 +13,11 @@ import math
 
 import optax
 
-from ..hypergradient import Point
-from ..lower import AbstractLowerSolver
-from ..problem import Vector
-from ..results import RESULTS
-from ..solvers import Nesterov
+from .._certificate.value import Point
+from .._linalg.vectors import Vector
+from .._lower.nesterov import Nesterov
+from .._lower.solver import AbstractLowerSolver
+from .._results import RESULTS
 from .accuracy import AbstractAccuracy
 from .base import Base, Trial, interval
 from .direction import AbstractDirection, Steepest

@@ -5,13 +5,19 @@ Sources: arXiv 1903.03088 (STN), arXiv 2010.13514 (Delta-STN).
 """
 
 from . import augment as augment
-from .convert import bind as bind
-from .convert import convert as convert
-from .convert import materialise as materialise
+from ._convert import bind as bind
+from ._convert import convert as convert
+from ._convert import materialise as materialise
+from ._tune import Run as Run
+from ._tune import replay as replay
+from ._tune import tune as tune
 from .dropout import DropConnect as DropConnect
 from .dropout import Dropout as Dropout
 from .dropout import EmbeddingDropout as EmbeddingDropout
 from .epochs import OUTCOMES as OUTCOMES
+from .method import Method as Method
+from .method import delta_stn as delta_stn
+from .method import stn as stn
 from .penalty import squared_norm as squared_norm
 from .schedule import Schedule as Schedule
 from .space import Integer as Integer
@@ -19,9 +25,3 @@ from .space import Positive as Positive
 from .space import Rate as Rate
 from .space import Real as Real
 from .space import Space as Space
-from .train import Method as Method
-from .train import delta_stn as delta_stn
-from .train import stn as stn
-from .tune import Run as Run
-from .tune import replay as replay
-from .tune import tune as tune

@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
-from .. import checkpoint as checkpoints
+from .. import _checkpoint as checkpoints
 
 
 class OUTCOMES(eqx.Enumeration):
@@ -158,34 +157,6 @@ def _note(history, record, seconds):
     for name, column in record["values"].items():
         history.setdefault(f"step/{name}", []).extend(column)
     return latest
-
-
-def check_data(train: PyTree, valid: PyTree, batch_size: int) -> tuple[PyTree, PyTree]:
-    """Both as JAX arrays. Raises ValueError unless each is a pytree of arrays with one leading axis, the examples."""
-    checked = []
-    for name, data in (("train", train), ("valid", valid)):
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
-        if not shapes or any(len(shape) == 0 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
-            raise ValueError(
-                f"{name} must be a pytree of arrays with the same leading axis, one entry for each example, as in "
-                f"(images, labels); it has shapes {shapes}"
-            )
-        if shapes[0][0] == 0:
-            raise ValueError(f"{name} has no examples")
-        checked.append(jax.tree.map(jnp.asarray, data))
-    if not 1 <= batch_size <= _size(checked[0]):
-        raise ValueError(f"batch_size={batch_size} must be at least 1 and at most the {_size(checked[0])} of train")
-    return checked[0], checked[1]
-
-
-def check_limits(epochs: int, every: int, checkpoint: str | os.PathLike | None, resume: bool) -> None:
-    """Raises ValueError for what cannot be run."""
-    if not epochs >= 1 or not every >= 1:
-        raise ValueError(f"epochs and every must be at least 1; they are {epochs} and {every}")
-    if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
-        raise ValueError(f"checkpoint={os.fspath(checkpoint)!r} lies in a folder that does not exist: make it first")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs the file to resume from: pass checkpoint=path")
 
 
 def _fingerprint(traced, state, train, valid, key):

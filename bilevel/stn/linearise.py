@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .convert import set_offset
+from ._convert import set_offset
 
 
 class Linearised(eqx.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .convert import set_rates
+from ._convert import set_rates
 from .layers import Response, parameters, stack
 from .linearise import Linearised
 

@@ -1,0 +1,1 @@
+"""What a problem declares, against what can be measured."""

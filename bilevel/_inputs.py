@@ -1,0 +1,185 @@
+"""What is checked before anything runs, and made uniform: arrays of the data's dtype, theta and x of known structure.
+
+Everything here raises ValueError or TypeError with what is wrong and what to write instead.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._linalg.sharding import replicate
+from ._linalg.vectors import Box, Vector
+from ._problem import AbstractProblem
+from ._program import program
+
+REAL = "hold its real and imaginary parts in two arrays, or in one with a last axis of 2"
+
+
+def prepare(
+    problem: AbstractProblem, theta: PyTree, x0: PyTree | None, levels: tuple[str, ...] = ("lower", "upper")
+) -> tuple[AbstractProblem, Vector, Vector]:
+    """(problem, theta, x0) ready for jit, or the error that says what to write instead.
+
+    Python floats in the problem and in theta become arrays of the data's dtype: as Python floats each value would
+    retrace, and as float64 scalars they would widen float32 data. Where x lies on a mesh of devices a theta that does
+    not is copied to all of them.
+    """
+    if not isinstance(problem, AbstractProblem):
+        raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
+    dtype = _data_dtype(problem, x0)
+    problem = jax.tree.map(lambda leaf: _field(leaf, dtype, type(problem).__name__), problem)
+    theta = _floating(theta, dtype, "theta0")
+    guessed = type(problem).guess is not AbstractProblem.guess
+    if x0 is not None and guessed:
+        same_shapes(x0, jax.eval_shape(problem.guess, theta), "x0", f"{type(problem).__name__}.guess")
+    x0 = _floating(problem.guess(theta) if x0 is None else x0, dtype, "x0")
+    theta = replicate(theta, x0)
+
+    for name in levels:
+        try:
+            shape = jax.eval_shape(getattr(problem, name), x0, theta)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            kind = TypeError if isinstance(error, TypeError | AttributeError) else ValueError
+            raise kind(
+                f"{type(problem).__name__}.{name}(x, theta) failed on x {_describe(x0)} and theta {_describe(theta)}: "
+                f"{error}\nDo x0 and theta0 have the structure and shapes that the problem expects?"
+            ) from error
+        if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise TypeError(f"{type(problem).__name__}.{name} must return a scalar of floating dtype, not {shape}")
+        if shape.dtype != dtype:
+            raise TypeError(
+                f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the "
+                "arrays inside it with the dtype of x"
+            )
+    mu, thinnest = _declared(problem, theta)
+    if mu is None and thinnest is not None:
+        raise ValueError(
+            f"{type(problem).__name__}.constants declares a metric, but no mu: H >= mu diag(metric) needs both"
+        )
+    if thinnest is not None and not float(thinnest) >= 1:
+        raise ValueError(
+            f"{type(problem).__name__}.constants declares a metric that goes down to {float(thinnest):g} at theta0: "
+            "divide it by its smallest entry and multiply mu by it, so that no weight is below 1"
+        )
+    if mu is not None and not float(mu) > 0:
+        raise ValueError(
+            f"{type(problem).__name__}.constants declares mu = {float(mu):g} at theta0, but the lower level must be "
+            "strongly convex: give a positive lower bound of the curvature, or None to have it estimated"
+        )
+    return problem, theta, x0
+
+
+@program  # a loop in a problem's constants would otherwise be compiled anew in every call
+def _declared(problem, theta):
+    """mu and the smallest weight of the metric, each None if it is not declared."""
+    constants = problem.constants(theta)
+    weights = jax.tree.leaves(constants.metric)
+    return constants.mu, jnp.min(jnp.stack([jnp.min(w) for w in weights])) if weights else None
+
+
+def same_shapes(tree: PyTree, like: PyTree, name: str, model: str) -> None:
+    """Raises ValueError unless `tree` has the structure and shapes of `like`: what broadcasts would go unnoticed."""
+    shapes, expected = (jax.tree.map(lambda leaf: list(np.shape(leaf)), t) for t in (tree, like))
+    if jax.tree.structure(tree) != jax.tree.structure(like) or shapes != expected:
+        raise ValueError(f"{name} must have the structure and shapes of {model}, {expected}; it has {shapes}")
+
+
+def positive(**values: float | None) -> None:
+    """Raises ValueError for a number that is not positive and finite; None passes."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, not {value!r}")
+
+
+def make_box(bounds: tuple | None, theta: Vector) -> Box:
+    """(lo, hi), each a number or a pytree like theta, as arrays; theta0 must lie inside."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError("bounds must be (lo, hi), each a number or a pytree like theta0")
+
+    def fill(side, name):
+        if isinstance(side, int | float):
+            return jax.tree.map(lambda leaf: jnp.asarray(np.full(leaf.shape, side, leaf.dtype)), theta)
+        if jax.tree.structure(side) != jax.tree.structure(theta):
+            raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
+        odd = jax.tree.map(lambda value, leaf: np.shape(value) not in ((), leaf.shape), side, theta)
+        if any(jax.tree.leaves(odd)):
+            raise ValueError(f"{name} of bounds must have the shapes of theta0, {_describe(theta)}")
+        return jax.tree.map(
+            lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta
+        )
+
+    lo, hi = fill(bounds[0], "lo"), fill(bounds[1], "hi")
+    if not all(jax.tree.leaves(jax.tree.map(lambda a, t, b: bool(jnp.all((a <= t) & (t <= b))), lo, theta, hi))):
+        raise ValueError("theta0 lies outside bounds=(lo, hi); start inside the box")
+    return lo, hi
+
+
+def _data_dtype(problem, x0):
+    leaves = [v for v in jax.tree.leaves((problem, x0)) if isinstance(v, jax.Array | np.ndarray)]
+    dtypes = {np.dtype(v.dtype) for v in leaves if jnp.issubdtype(v.dtype, jnp.floating)}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise TypeError(f"the data mix {names}: convert them to one dtype, as in array.astype(np.float64)")
+    dtype = dtypes.pop() if dtypes else np.dtype(jnp.result_type(float))
+    if dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise TypeError(
+            'the data are float64 but JAX runs in 32 bits: call jax.config.update("jax_enable_x64", True) before any '
+            "other use of JAX, or convert the data with array.astype(np.float32)"
+        )
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"the data are {dtype}; convert them to float32 or float64")
+    return dtype
+
+
+def _field(leaf, dtype, name):
+    if isinstance(leaf, float):
+        return jnp.asarray(leaf, dtype)
+    if not isinstance(leaf, jax.Array | np.ndarray):
+        return leaf
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.asarray(leaf)
+    _reject(leaf, f"a field of {name}")
+    return jnp.asarray(leaf)
+
+
+def _floating(tree, dtype, name):
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"{name} holds no arrays")
+
+    def convert(leaf):
+        kind = getattr(leaf, "dtype", None)
+        kind = np.asarray(leaf).dtype if kind is None else kind
+        if jnp.issubdtype(kind, jnp.complexfloating):
+            raise TypeError(f"{name} is complex, and derivatives are of real numbers: {REAL}")
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise TypeError(f"{name} holds {kind}, but must hold floats: write -5.0 for -5, or {name}.astype(float)")
+        leaf = jnp.asarray(leaf, dtype)
+        _reject(leaf, name)
+        return leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def _reject(leaf, name):
+    if leaf.size == 0:
+        raise ValueError(f"{name} has an empty array of shape {leaf.shape}: there is nothing to learn from")
+    if not finite(leaf):
+        raise ValueError(f"{name} holds NaN or infinite values: remove or replace them first")
+
+
+def finite(leaf: jax.Array | np.ndarray) -> bool:
+    """Whether all of it is; by NumPy where it lies on the host, since JAX would compile each operation by itself."""
+    if isinstance(leaf, np.ndarray):
+        return bool(np.isfinite(leaf).all())
+    if leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices()):
+        return all(bool(np.isfinite(np.asarray(shard.data)).all()) for shard in leaf.addressable_shards)
+    return bool(jnp.all(jnp.isfinite(leaf)))
+
+
+def _describe(tree):
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)

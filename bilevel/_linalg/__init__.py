@@ -1,0 +1,1 @@
+"""Linear algebra on pytrees; knows nothing of problems."""

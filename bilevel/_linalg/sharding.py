@@ -1,0 +1,38 @@
+"""How arrays lie over a mesh of devices, so that what is kept from step to step starts as programs give it back.
+
+A program that reads an array on a mesh returns its results on that mesh. What is first made on one device, and then
+comes back on four, compiles every program that takes it a second time.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from .vectors import Vector
+
+
+def layout(v: Array) -> NamedSharding | None:
+    """How v is laid over a mesh; None on one device, or under a transformation."""
+    sharding = None if isinstance(v, jax.core.Tracer) else getattr(v, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def stack(like: Vector, slots: int) -> Vector:
+    """Zeros with a leading axis of slots, laid out as `like` is."""
+
+    def zeros(v):
+        spread = layout(v)
+        device = spread and NamedSharding(spread.mesh, PartitionSpec(None, *spread.spec))
+        return jnp.zeros((slots, *v.shape), v.dtype, device=device)
+
+    return jax.tree.map(zeros, like)
+
+
+def replicate(tree: PyTree, like: Vector) -> PyTree:
+    """The tree, copied to every device of the mesh that a leaf of `like` lies on; leaves already on a mesh stay."""
+    spread = next((s for v in jax.tree.leaves(like) if (s := layout(v)) is not None), None)
+    if spread is None:
+        return tree
+    everywhere = NamedSharding(spread.mesh, PartitionSpec())
+    return jax.tree.map(lambda v: jax.device_put(v, everywhere) if layout(v) is None else v, tree)

@@ -1,0 +1,1 @@
+"""The lower level, solved to a certified error."""

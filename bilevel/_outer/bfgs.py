@@ -1,0 +1,74 @@
+"""d = -B z, B by L-BFGS from accepted points; -z where <z, d> is not clearly negative.
+
+Entries of theta that lie on a bound with z pushing outwards are held: B acts on the others alone (Bertsekas 1982).
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._linalg import lbfgs_pairs
+from .._linalg.norms import norm
+from .._linalg.vectors import Scalar, Vector
+from .direction import AbstractDirection, Heading
+from .region import stationarity
+
+# y = z+ - z is meaningless where its error could be all of it; omega is some hundred times the error of z.
+MEANINGLESS = 0.01
+
+
+class Memory(NamedTuple):
+    """The pairs, and theta, z, omega where the next one starts."""
+
+    pairs: lbfgs_pairs.Pairs
+    theta: Vector
+    z: Vector
+    omega: Scalar
+
+
+class QuasiNewton(AbstractDirection):
+    """`pairs`: how many are kept."""
+
+    pairs: int = eqx.field(static=True, default=100)
+
+    def init(self, theta):
+        zeros, leaf = optax.tree.zeros_like(theta), jax.tree.leaves(theta)[0]
+        return Memory(lbfgs_pairs.empty(theta, self.pairs), zeros, zeros, jnp.asarray(jnp.inf, leaf.dtype))
+
+    def query(self, memory, theta, z, omega, box):
+        s, y = optax.tree.sub(theta, memory.theta), optax.tree.sub(z, memory.z)
+        y = optax.tree.where(norm(y) > MEANINGLESS * (omega + memory.omega), y, optax.tree.zeros_like(y))
+        pairs = lbfgs_pairs.push(memory.pairs, s, y)
+        learnt = pairs.count > memory.pairs.count
+        d, used = descend(pairs, theta, z, box)
+        length, slope = norm(d), optax.tree.vdot(z, d)
+        promised = jnp.where(used, -slope / 2, jnp.where(length > 0, jnp.inf, 0))
+        # or as if all of z lay along the flattest direction seen: B knows little of those that it has not
+        flattest = flatness(pairs) * stationarity(theta, z, box) ** 2
+        heading = Heading(length, used, learnt, promised, jnp.maximum(promised, flattest / 2))
+        return Memory(pairs, theta, z, omega), d, heading
+
+    def forget(self, memory, theta):
+        return memory._replace(pairs=lbfgs_pairs.empty(theta, self.pairs))
+
+
+def descend(pairs, theta, z, box):
+    """(d, whether B made it)."""
+    if box is not None:
+        lo, hi = box
+        free = jax.tree.map(lambda t, z, lo, hi: ~((t <= lo) & (z > 0) | (t >= hi) & (z < 0)), theta, z, lo, hi)
+        z = jax.tree.map(lambda z, free: jnp.where(free, z, 0), z, free)
+        pairs = lbfgs_pairs.restrict(pairs, free)
+    d = optax.tree.scale(-1, lbfgs_pairs.apply(pairs, z))
+    norms = norm(z) * norm(d)
+    used = (jnp.max(jnp.diagonal(pairs.products)) > 0) & (optax.tree.vdot(z, d) < -1e-10 * norms) & jnp.isfinite(norms)
+    return optax.tree.where(used, d, optax.tree.scale(-1, z)), used
+
+
+def flatness(pairs: lbfgs_pairs.Pairs) -> Scalar:
+    """1 over the least curvature <s, y> / ||s||^2 of all pairs; 0 without any."""
+    curved = jnp.diagonal(pairs.products)
+    return jnp.max(jnp.where(curved > 0, jax.vmap(norm)(pairs.s) ** 2 / jnp.where(curved > 0, curved, 1), 0))

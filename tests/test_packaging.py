@@ -1,0 +1,76 @@
+"""`bilevel.problems` is found wherever the package is, and no other name is taken."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(code, folder, path):
+    """What Python prints that starts in `folder` and looks in `path` for packages."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_in_a_checkout_problems_stands_for_bilevel_problems(tmp_path):
+    """Loaded on first use, from the path alone; the old name warns, and brings no class twice."""
+    code = """
+import sys, warnings, bilevel
+assert "bilevel.problems" not in sys.modules and not hasattr(bilevel, "problem")
+Quadratic = bilevel.problems.Quadratic
+with warnings.catch_warnings(record=True) as caught:
+    import problems
+    from problems.quadratic import Quadratic as other
+    import problems.data as data
+assert [w.category for w in caught if "problems" in str(w.message)] == [DeprecationWarning]
+import bilevel.problems.data
+assert problems is bilevel.problems and other is Quadratic and data is bilevel.problems.data
+print(bilevel.problems.__file__)
+"""
+    assert Path(python(code, tmp_path, ROOT).strip()) == ROOT / "problems" / "__init__.py"
+
+
+def test_every_folder_is_a_package_that_is_installed():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bilevel").rglob("*.py")}
+    assert sorted(options["packages"]) == sorted([*(".".join(f.parts) for f in folders), "bilevel.problems"])
+
+
+@pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 77, reason="pyproject.toml needs setuptools 77")
+def test_a_wheel_holds_problems_and_leaves_their_name_to_others(tmp_path):
+    """Built of a copy, since building leaves files; used from a folder with a `problems.py`."""
+    source, site, folder = tmp_path / "source", tmp_path / "site", tmp_path / "folder"
+    names = ["pyproject.toml", "README.md", "LICENSE"]
+    modules = [p for name in ("bilevel", "problems") for p in (ROOT / name).rglob("*") if p.suffix in (".py", ".typed")]
+    for path in [*(ROOT / name for name in names), *modules]:
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", tmp_path, source], check=True)
+    with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    inside = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".typed")}
+    expected = (path.relative_to(ROOT) for path in modules)
+    assert inside == {Path("bilevel", path) if path.parts[0] == "problems" else path for path in expected}
+    assert {path.name.split("-")[0] for path in site.iterdir()} == {"bilevel"}
+
+    folder.mkdir()
+    (folder / "problems.py").write_text("mine = True\n")
+    code = """
+import bilevel, problems, sys
+from bilevel.problems.tv import TotalVariation
+assert problems.mine and TotalVariation is bilevel.problems.TotalVariation
+assert not any(finder.__module__ == "bilevel._checkout" for finder in sys.meta_path if isinstance(finder, type))
+print(bilevel.problems.__file__)
+"""
+    assert Path(python(code, folder, site).strip()) == site / "bilevel" / "problems" / "__init__.py"
