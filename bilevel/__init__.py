@@ -1,5 +1,6 @@
 """Certified bilevel optimisation in JAX: learn hyperparameters by descending a hypergradient whose error is known."""
 
+from ._objective import objective as objective
 from .accuracy import Adaptive as Adaptive
 from .accuracy import Fixed as Fixed
 from .accuracy import Geometric as Geometric
