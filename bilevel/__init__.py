@@ -12,6 +12,7 @@ from ._lower.nesterov import Nesterov as Nesterov
 from ._lower.newton_cg import NewtonCG as NewtonCG
 from ._lower.precision import MixedPrecision as MixedPrecision
 from ._lower.precision import SingleProducts as SingleProducts
+from ._objective import objective as objective
 from ._outer.accuracy import Adaptive as Adaptive
 from ._outer.accuracy import Fixed as Fixed
 from ._outer.balanced import Balanced as Balanced

@@ -20,7 +20,7 @@ LAYERS = [
     {"_lower"},
     {"_certificate"},
     {"_outer"},
-    {"_at_one_theta", "_estimate_error", "_check", "_checkpoint", "_solve"},
+    {"_at_one_theta", "_estimate_error", "_check", "_checkpoint", "_objective", "_solve"},
     {"stn"},
     {"problems"},
 ]
