@@ -103,7 +103,9 @@ def hypergradient(
     point = lowered
     if result == RESULTS.converged and not float(point.lower.error) <= eps * ROUNDED:
         result = RESULTS.max_cost_reached
-    broken = jnp.isnan(point.value_error) | jnp.isnan(out.error)
+    # beyond what the dtype can hold, nothing was met
+    broken = ~(jnp.isfinite(point.value_error) & jnp.isfinite(out.error)) & (result == RESULTS.converged)
+    broken |= jnp.isnan(point.value_error) | jnp.isnan(out.error)
     return HypergradientSolution(
         point.value, point.value_error, out.gradient, out.error, point.lower.x, point.lower.error, out.q, out.delta,
         RESULTS.where(broken, RESULTS.non_finite, result), meter.counts, weakest(out.certificate, point.certificate),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._linalg.norms import metric_norm
@@ -114,6 +115,18 @@ class AbstractProblem(eqx.Module):
             M_J=None if constants.L_cross is None else constants.L_cross * norm_q,
             L_J=constants.L_cross,
         )
+
+
+def bounds_along(problem: AbstractProblem, x: Vector, theta: Vector, q: Vector, radius: Scalar) -> Bounds:
+    """`problem.bounds` for q of any size: M_H and M_J are of first degree in q, so they are asked for at q / s and
+    multiplied by s, a power of two near its largest entry. Squares of q itself may vanish or overflow."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(q)]))
+    usual = jnp.isfinite(largest) & (largest > float(jnp.finfo(largest.dtype).tiny))
+    _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
+    s = jnp.ldexp(jnp.ones_like(largest), exponent - 1)
+    found = problem.bounds(x, theta, jax.tree.map(lambda leaf: leaf / s, q), radius)
+    M_H, M_J = (None if v is None else s * v for v in (found.M_H, found.M_J))
+    return Bounds(found.J, M_H, M_J, found.L_J)
 
 
 def lower_gradient(problem: AbstractProblem, x: Vector, theta: Vector) -> Vector:

@@ -7,8 +7,9 @@ import pytest
 
 from bilevel._linalg.norms import dual_norm, metric_norm, norm
 from bilevel._linalg.rounding import unit_roundoff
-from bilevel._outer.direction import stationarity
-from bilevel._problem import AbstractProblem, Constants
+from bilevel._outer.region import stationarity
+from bilevel._problem import AbstractProblem, Constants, bounds_along
+from bilevel.problems import LogisticRegression, TotalVariation
 
 sizes = jax.jit(norm)
 
@@ -70,6 +71,31 @@ def test_constants_in_the_metric_bound_products_with_q_in_its_norm(w):
     change = dual_norm((H(x, theta) - H(y, theta)) @ q, problem.W)
     assert float(change) == pytest.approx(float(bounds.M_H * distance), rel=1e-12)
     assert abs(float((J(x, theta) - J(y, theta)) @ q)) == pytest.approx(float(bounds.M_J * distance), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["logistic", "TV", "isotropic TV"])
+def test_bounds_along_q_are_of_first_degree_in_q(kind):
+    """M_H and M_J at 2^k q are 2^k times those at q, bit for bit, where squares in a problem's own formulas vanish or
+    overflow; and at q = 0 they are 0."""
+    rng = np.random.default_rng(2)
+    if kind == "logistic":
+        A = rng.standard_normal((8, 3)).astype(np.float32)
+        problem, theta = (
+            LogisticRegression(A, np.arange(8) % 2, A, np.arange(8) % 2),
+            jnp.full((3, 1), -2.0, jnp.float32),
+        )
+    else:
+        images = rng.uniform(size=(1, 4, 5)).astype(np.float32)
+        problem = TotalVariation(images, images, isotropic=kind != "TV")
+        theta = jnp.asarray([-2.0, -3.0], jnp.float32)
+    x = problem.guess(theta)
+    q, radius = jnp.asarray(rng.standard_normal(x.shape), jnp.float32), jnp.asarray(0.1, jnp.float32)
+    found = jax.jit(lambda q: bounds_along(problem, x, theta, q, radius))
+    one = found(q)
+    for k in (-100, -60, 60, 100):
+        far = found(jnp.ldexp(q, k))
+        assert (jnp.ldexp(one.M_H, k), jnp.ldexp(one.M_J, k)) == (far.M_H, far.M_J) and far.J == one.J
+    assert one.M_H > 0 and one.M_J > 0 and found(0 * q).M_H == found(0 * q).M_J == 0
 
 
 @pytest.mark.parametrize("size", [20.0, 1e4])

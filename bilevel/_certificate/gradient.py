@@ -19,7 +19,7 @@ from .._linalg.rounding import rounding, unit_roundoff
 from .._linalg.vectors import Scalar, Vector
 from .._lower.descend import LowerSolution
 from .._lower.solver import preconditioner
-from .._problem import AbstractProblem, Bounds, cross_transpose_product, hessian_product
+from .._problem import AbstractProblem, Bounds, bounds_along, cross_transpose_product, hessian_product
 from .._results import RESULTS
 from . import inequalities
 from .dependence import reads
@@ -100,7 +100,7 @@ def differentiate(
         eps = jnp.where(mu < lower.mu, jnp.where(mu > 0, eps * lower.mu / jnp.where(mu > 0, mu, 1), jnp.inf), eps)
     norm_q = norm(q)
     noise = rounding(lower.L, norm_q, norm(g_x), u)
-    declared = problem.bounds(x, theta, q, eps)
+    declared = bounds_along(problem, x, theta, q, eps)
     known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, seed)
     achieved = solution.residual + noise
     beta = inequalities.adjoint_defect(eps, achieved, known.M_H, L_upper)

@@ -24,7 +24,7 @@ from .._linalg.norms import norm
 from .._linalg.rounding import unit_roundoff
 from .._linalg.vectors import Scalar, Vector
 from .._lower.local import Local
-from .._problem import AbstractProblem, cross_product, cross_transpose_product, hessian_product
+from .._problem import AbstractProblem, bounds_along, cross_product, cross_transpose_product, hessian_product
 from .estimates import DIRECTIONS, ball_directions, lipschitz
 
 LARGEST = 2000  # numbers in x: H then takes 32 MB, and its factors about a second
@@ -80,7 +80,7 @@ def local_curvature(
     energy = jnp.sqrt((norm(r) + noise) * newton)  # ||rho||_{H^-1}
 
     d_x = unravel(root * d)
-    L_H, bend = constants.L_hessian, problem.bounds(x, theta, d_x, error).M_H
+    L_H, bend = constants.L_hessian, bounds_along(problem, x, theta, d_x, error).M_H
     if _guesses(problem, x, theta):
         rates = lipschitz(
             lambda x: hessian_product(problem, x, theta, d_x), rho, x, error, ball_directions(x, rho, d_x)

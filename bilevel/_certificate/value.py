@@ -17,7 +17,7 @@ from .._linalg.rounding import rounding, unit_roundoff
 from .._linalg.vectors import Scalar, Vector
 from .._lower.descend import LowerSolution, descend
 from .._lower.solver import AbstractLowerSolver
-from .._problem import AbstractProblem, hessian_product
+from .._problem import AbstractProblem, bounds_along, hessian_product
 from . import inequalities
 from .dependence import reads
 from .estimates import ball_directions, lipschitz
@@ -122,7 +122,7 @@ def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) ->
     """
     x, eps = point.lower.x, point.lower.error
     constants = problem.constants(theta)
-    M_H = problem.bounds(x, theta, q, eps).M_H
+    M_H = bounds_along(problem, x, theta, q, eps).M_H
     if M_H is None or constants.L_upper is None:
         return point
     u = unit_roundoff(eps.dtype)
