@@ -46,6 +46,7 @@ def iterate(
     method = quasi_newton() if method is None else method
     _check_limits(tol, max_steps, max_cost)
     problem, theta0, x0 = prepare(problem, theta0, x0)
+    method = method.settle(problem, theta0, x0)
     yield from _iterate(problem, theta0, method, tol, max_steps, max_cost, make_box(bounds, theta0), x0, state)
 
 
@@ -100,6 +101,7 @@ def solve(
     method = quasi_newton() if method is None else method
     _check_limits(tol, max_steps, max_cost, every)
     problem, theta0, x0 = prepare(problem, theta0, x0)
+    method = method.settle(problem, theta0, x0)
     box = make_box(bounds, theta0)
     if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
         raise ValueError(f"checkpoint={os.fspath(checkpoint)!r} lies in a folder that does not exist: make it first")

@@ -17,7 +17,8 @@ class LBFGS(AbstractLowerSolver):
     overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
     floor, where a comparison of values would stall at the square root of it. The pairs outlive a solve.
 
-    `pairs`: how many are kept; left out, 30, or as many as stay in cache (2^19 numbers each of s and y), at least 10.
+    `pairs`: how many are kept; left out, 30, or as many as stay in cache (2^19 numbers each of s and y), at least 10;
+    or 4 where x has more than 2^20 numbers.
     """
 
     pairs: int | None = eqx.field(static=True, default=None)
@@ -27,7 +28,8 @@ class LBFGS(AbstractLowerSolver):
             raise ValueError(f"pairs={self.pairs}: keep at least one, or use GradientDescent()")
 
     def curvature(self, x):
-        fit = min(30, max(10, 2**19 // optax.tree.size(x)))
+        size = optax.tree.size(x)
+        fit = min(30, max(10, 2**19 // size)) if size <= 2**20 else 4
         return lbfgs_pairs.empty(x, fit if self.pairs is None else self.pairs)
 
     def learnt(self, memory):

@@ -76,6 +76,10 @@ class Info(NamedTuple):
 class AbstractMethod(eqx.Module):
     """`Method` is the one that the package has; `maid()`, `hoag(...)`, `quasi_newton()` and others compose it."""
 
+    def settle(self, problem: AbstractProblem, theta0: Vector, x0: Vector) -> "AbstractMethod":
+        """The method with what it leaves open chosen for the problem; what runs, and what a checkpoint belongs to."""
+        return self
+
     @abc.abstractmethod
     def init(self, problem: AbstractProblem, theta0: Vector, x0: Vector, max_cost: float = math.inf) -> State:
         """The state before the first step: x0 with its certified error, and what the method remembers."""

@@ -6,7 +6,6 @@ from typing import Any
 import optax
 
 from .._inputs import positive
-from .._lower.lbfgs import LBFGS
 from .._lower.nesterov import Nesterov
 from .._lower.solver import AbstractLowerSolver
 from .accuracy import Adaptive, Fixed
@@ -27,11 +26,12 @@ def quasi_newton(
     delta: float | None = None,
     step: float | None = None,
     *,
-    solver: AbstractLowerSolver = LBFGS(),
+    solver: AbstractLowerSolver | None = None,
 ) -> Method:
     """Certified quasi-Newton descent, the default: MAID's certificates and acceptance, with L-BFGS directions, accuracy
     where a decision needs it, values corrected by the adjoint, and predicted solutions. Arguments as in `maid`.
 
+    `solver`: of the lower level; left out, L-BFGS, or Nesterov's method where x is large and h cheap (see `choose`).
     What the solver has learnt of H, L-BFGS's pairs, starts every next solve and preconditions the adjoint."""
     positive(eps=eps, delta=delta, step=step)
     return Method(Balanced(eps, delta), SlopeTest(step), QuasiNewton(), solver, Secants())

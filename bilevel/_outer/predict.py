@@ -17,6 +17,8 @@ from jaxtyping import Array, Int
 from .._linalg.sharding import replicate, stack
 from .._linalg.vectors import Vector
 
+LARGE = 2**20  # numbers in x
+
 
 class AbstractPredictor(eqx.Module):
     """All of it is traceable."""
@@ -54,23 +56,29 @@ class Points(eqx.Module):
     x: Vector
     count: Int[Array, ""]
 
+    @property
+    def slots(self) -> int:
+        return len(jax.tree.leaves(self.x)[0])
+
 
 class Secants(AbstractPredictor):
     """The affine response through the last solved points, which costs no gradient.
 
     A point's weight w_i = ||theta_i - theta||^4 / ||d||^2 is how much its own curvature would be in the way: x_i - x
-    is linear in theta_i - theta only to second order.
+    is linear in theta_i - theta only to second order. `points`: how many are kept; left out, 8, or 4 where x has more
+    than 2^20 numbers, for they are most of what is kept from step to step.
     """
 
-    points: int = eqx.field(static=True, default=8)
+    points: int | None = eqx.field(static=True, default=None)
     tau: float = eqx.field(static=True, default=1e-2)
 
     def init(self, theta, x):
         count = replicate(jnp.asarray(0, jnp.int32), x)
-        return Points(stack(theta, self.points), stack(x, self.points), count)
+        slots = (8 if optax.tree.size(x) <= LARGE else 4) if self.points is None else self.points
+        return Points(stack(theta, slots), stack(x, slots), count)
 
     def observe(self, memory, theta, x):
-        at = memory.count % self.points
+        at = memory.count % memory.slots
 
         def write(stack, v):
             return stack.at[at].set(v)
@@ -80,11 +88,12 @@ class Secants(AbstractPredictor):
         )  # fmt: skip
 
     def guess(self, memory, theta, x, trial):
-        used = jnp.arange(self.points, dtype=memory.count.dtype) < memory.count
+        slots = memory.slots
+        used = jnp.arange(slots, dtype=memory.count.dtype) < memory.count
 
         def rows(stack, base):
             return jnp.concatenate([
-                jnp.where(used[:, None], (s - b[None]).reshape(self.points, -1), 0)
+                jnp.where(used[:, None], (s - b[None]).reshape(slots, -1), 0)
                 for s, b in zip(jax.tree.leaves(stack), jax.tree.leaves(base), strict=True)
             ], axis=1)  # fmt: skip
 
@@ -98,10 +107,10 @@ class Secants(AbstractPredictor):
         system = U @ U.T + self.tau * jnp.diag(
             jnp.where(known, squares / jnp.maximum(d @ d, jnp.finfo(d.dtype).tiny), 1)
         )
-        c = jnp.linalg.solve(system + 1e-9 * jnp.eye(self.points, dtype=d.dtype), U @ d) / scale
+        c = jnp.linalg.solve(system + 1e-9 * jnp.eye(slots, dtype=d.dtype), U @ d) / scale
         c = jnp.where(known, c, 0)
 
-        def shift(base, stack):
-            return base + jnp.tensordot(c, stack - base[None], axes=1)
+        def shift(base, stack):  # the differences themselves would be another stack
+            return (1 - jnp.sum(c)) * base + jnp.tensordot(c, stack, axes=1)
 
         return jax.tree.map(shift, x, memory.x)

@@ -15,7 +15,7 @@ import optax
 
 from .._certificate.value import Point
 from .._linalg.vectors import Vector
-from .._lower.nesterov import Nesterov
+from .._lower.choose import choose
 from .._lower.solver import AbstractLowerSolver
 from .._results import RESULTS
 from .accuracy import AbstractAccuracy
@@ -30,12 +30,13 @@ from .search import AbstractSearch, Verdict
 
 class Method(AbstractMethod):
     """Who decides the accuracy, the direction and the step; who solves the lower level, from whose guess; where z comes
-    from. `maid()`, `hoag()`, `fixed_accuracy()`, `quasi_newton()` and `self_tuning()` are such compositions."""
+    from. `maid()`, `hoag()`, `fixed_accuracy()`, `quasi_newton()` and `self_tuning()` are such compositions. Without
+    a solver one is chosen for the problem, see `choose`."""
 
     accuracy: AbstractAccuracy
     search: AbstractSearch
     direction: AbstractDirection = Steepest()
-    solver: AbstractLowerSolver = Nesterov()
+    solver: AbstractLowerSolver | None = None
     predictor: AbstractPredictor = Previous()
     gradient: AbstractGradient = Adjoint()
 
@@ -43,7 +44,13 @@ class Method(AbstractMethod):
         for field in dataclasses.fields(self):
             part = getattr(self, field.name)
             if not isinstance(part, field.type):
-                raise TypeError(f"{field.name} must be an {field.type.__name__}, not {type(part).__name__}")
+                wanted = getattr(field.type, "__name__", "AbstractLowerSolver")
+                raise TypeError(f"{field.name} must be an {wanted}, not {type(part).__name__}")
+
+    def settle(self, problem, theta0, x0):
+        if self.solver is not None:
+            return self
+        return dataclasses.replace(self, solver=choose(problem, theta0, x0))
 
     def init(self, problem, theta0, x0, max_cost=math.inf):
         meter = Meter(problem, self.solver, max_cost)
