@@ -10,16 +10,15 @@ import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 from numpy.typing import DTypeLike
 
 from .inputs import channels_last, dense, stack
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .read_images import Images as Images
+from .read_images import floating, load
 
 # Left out of the wheels' images: textures that are noise at 96 x 96 (brick, grass, gravel), space, microscope images,
 # drawings, and the other half of the stereo pair, which would leak a training image into the held-out ones.
@@ -35,13 +34,6 @@ _SKIMAGE = (
 _SKLEARN = ("china.jpg", "flower.jpg")
 KODAK = tuple(f"kodim{k:02d}.png" for k in range(1, 26))
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-
-class Images(NamedTuple):
-    """`pixels` (n, height, width) in [0, 1], and one name per image."""
-
-    pixels: Float[np.ndarray, "n height width"]
-    names: tuple[str, ...]
 
 
 class Pairs(NamedTuple):
@@ -66,7 +58,7 @@ def photographs(size: int = 96, dtype: DTypeLike = np.float64) -> Images:
     `ImportError` if a wheel is not installed.
     """
     paths = _packaged("skimage", "data", _SKIMAGE) + _packaged("sklearn", "datasets/images", _SKLEARN)
-    images = _load(sorted(paths, key=lambda path: path.name), size, "resize", dtype)
+    images = load(sorted(paths, key=lambda path: path.name), size, "resize", dtype)
     return images._replace(names=tuple(Path(name).stem for name in images.names))
 
 
@@ -85,7 +77,7 @@ def kodak(size: int = 96, dtype: DTypeLike = np.float64, *, folder: str | os.Pat
             f"{f'in {where}' if where else '(BILEVEL_DATA is not set)'}: {', '.join(missing)}. Put them in a folder "
             "`kodak` and set the environment variable BILEVEL_DATA to the folder that holds it, or pass `folder=`."
         )
-    return _load([where / name for name in KODAK], size, "squeeze", dtype)
+    return load([where / name for name in KODAK], size, "squeeze", dtype)
 
 
 def folder(path: str | os.PathLike, size: int = 96, how: str = "resize", dtype: DTypeLike = np.float64) -> Images:
@@ -103,7 +95,7 @@ def folder(path: str | os.PathLike, size: int = 96, how: str = "resize", dtype: 
     paths = sorted(p for p in where.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise FileNotFoundError(f"No images in {where}; looked for {', '.join(_SUFFIXES)}.")
-    return _load(paths, size, how, dtype)
+    return load(paths, size, how, dtype)
 
 
 def add_noise(images: np.ndarray | Array, sigma: float | int, *, seed: int) -> Float[np.ndarray, "..."]:
@@ -115,7 +107,7 @@ def add_noise(images: np.ndarray | Array, sigma: float | int, *, seed: int) -> F
     if not (np.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be finite and not negative, got {sigma}.")
     images = np.asarray(dense("images", images))
-    dtype = _floating(images.dtype)
+    dtype = floating(images.dtype)
     return (images + sigma * np.random.default_rng(seed).standard_normal(images.shape)).astype(dtype)
 
 
@@ -173,7 +165,7 @@ def psnr(images: np.ndarray | Array, clean: np.ndarray | Array) -> Float[np.ndar
             f"psnr would read {clean.shape} as images {clean.shape[-1]} pixels wide. Channels last: for one number a "
             "picture pass x.reshape(*x.shape[:-2], -1), for one a channel np.moveaxis(x, -1, -3)."
         )
-    _floating(images.dtype), _floating(clean.dtype)
+    floating(images.dtype), floating(clean.dtype)
     images, clean = np.asarray(images, np.float64), np.asarray(clean, np.float64)
     if clean.size and np.max(np.abs(clean)) > 10:
         raise ValueError(f"psnr is for the peak 1, and clean reaches {np.max(np.abs(clean)):.3g}: divide by 255.")
@@ -184,69 +176,20 @@ def psnr(images: np.ndarray | Array, clean: np.ndarray | Array) -> Float[np.ndar
 def _images(source, size: int | None, dtype: DTypeLike | None) -> Images:
     """Whatever `denoising_set` was given, as checked images."""
     if isinstance(source, str | os.PathLike):
-        load = {"photographs": photographs, "kodak": kodak}.get(os.fspath(source))
+        loader = {"photographs": photographs, "kodak": kodak}.get(os.fspath(source))
         size, dtype = 96 if size is None else size, np.float64 if dtype is None else dtype
-        return load(size, dtype) if load else folder(source, size, dtype=dtype)
+        return loader(size, dtype) if loader else folder(source, size, dtype=dtype)
     if size is not None:
         raise ValueError("size is for images read from files; an array keeps its own.")
     pixels = np.asarray(dense("images", source.pixels if isinstance(source, Images) else source))
-    _floating(pixels.dtype)
+    floating(pixels.dtype)
     stack("images", pixels.shape)
     if not pixels.size:
         raise ValueError(f"Images must be a stack (n, height, width) that is not empty, got shape {pixels.shape}.")
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         raise ValueError(f"Images must lie in [0, 1], got {pixels.min()} to {pixels.max()}; scale or clip them.")
     names = source.names if isinstance(source, Images) else tuple(map(str, range(len(pixels))))
-    return Images(pixels.astype(pixels.dtype if dtype is None else _floating(dtype)), names)
-
-
-def _floating(dtype: DTypeLike) -> np.dtype:
-    dtype = np.dtype(dtype)
-    if not np.issubdtype(dtype, np.floating):
-        remedy = {"c": "pass their magnitude, np.abs(images)", "V": "pass images.astype(np.float32)"}
-        raise ValueError(
-            f"Images are floats in [0, 1], not {dtype}; {remedy.get(dtype.kind, 'divide 8-bit images by 255')}."
-        )
-    return dtype
-
-
-def _load(paths: list[Path], size: int, how: str, dtype: DTypeLike) -> Images:
-    dtype = _floating(dtype)
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}.")
-    pixels = np.stack([_read(path, size, how) for path in paths])
-    return Images(pixels.astype(dtype) / dtype.type(255), tuple(path.name for path in paths))
-
-
-def _read(path: Path, size: int, how: str) -> UInt8[np.ndarray, "{size} {size}"]:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError('Reading images needs Pillow: pip install "bilevel[data]"') from error
-    try:
-        with Image.open(path) as image:
-            image = _grey(ImageOps.exif_transpose(image))  # a camera held upright stores its image turned
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read the image {path}: {error}") from error
-    width, height = image.size
-    if how == "crop" and min(width, height) < size:
-        raise ValueError(f"{path} has {width} x {height} pixels, too few to crop {size} x {size}.")
-    if how != "squeeze":
-        side = size if how == "crop" else min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _grey(image: "Image") -> "Image":
-    """8-bit luminance."""
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
-        from PIL import Image
-
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32 bits per pixel (mode {image.mode}) do not say what white is; save it with 8 or 16")
-    return image.convert("L")
+    return Images(pixels.astype(pixels.dtype if dtype is None else floating(dtype)), names)
 
 
 def _packaged(package: str, place: str, names: tuple[str, ...]) -> list[Path]:

@@ -29,8 +29,6 @@ LAYER = {name: k for k, layer in enumerate(LAYERS) for name in layer}
 TO_RENAME: set[str] = set()
 TO_SHORTEN = {
     "bilevel/_solve.py",
-    "problems/data.py",
-    "problems/foe.py",
 }
 
 
