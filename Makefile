@@ -47,8 +47,8 @@ demo-figure: $(READY)  ## the same, for the log and the figure that are committe
 test: $(READY)  ## run the tests, a file at a time on each core; options go in ARGS="-k certificate"
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-test-full: $(READY)  ## the same and the long checks, marked `full`
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "" $(ARGS)
+test-full: $(READY)  ## the same and the long checks, marked `full`, with LLVM's optimisations
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "" $(ARGS)
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,24 +1,40 @@
 """Four fake devices, 64-bit floats, no silent broadcasting: set before JAX starts, for every test.
 
-No persistent compilation cache: a stale or foreign entry would decide a test, and compile times would not be real.
+One compilation cache a run, new and shared by its processes: nothing stale or foreign decides a test. LLVM's
+optimisations are left out, a third of compiling; `make test-full` has them.
 """
 
 import os
+import shutil
+import tempfile
 
 # Appended, so that a caller's own flags hold too; XLA reads the variable once, when its first backend starts.
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4").strip()
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a screen
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
 
+# The first process of a run makes the cache, the others inherit its name.
+OURS = "BILEVEL_TESTS_CACHE" not in os.environ
+CACHE = os.environ.setdefault("BILEVEL_TESTS_CACHE", tempfile.mkdtemp(prefix="bilevel-tests-") if OURS else "")
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def pytest_sessionfinish():
+    if OURS:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """What one file compiled no other file needs, and it is mapped memory: the kernel allows 65 530 maps a process, and
+    """What one file compiled few others need, and it is mapped memory: the kernel allows 65 530 maps a process, and
     LLVM crashes at the next one."""
     yield
     jax.clear_caches()
