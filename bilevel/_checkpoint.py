@@ -1,12 +1,15 @@
 """Save and load a run: one .npz of plain arrays, written beside the old file and moved over it in one step.
 
-No pickle. A fingerprint of the data, the method and the versions goes with the arrays, since a run resumed under
-others would not be the run that was interrupted.
+No pickle. A fingerprint of the data and the method goes with the arrays, since a run resumed under others would not be
+the run that was interrupted; and the versions, since under others the bits may differ.
 """
 
+import dataclasses
 import hashlib
 import os
 import re
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +20,75 @@ import numpy as np
 from jaxtyping import PyTree
 
 
+def versions() -> str:
+    return f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}"
+
+
+def goes_on(path: str | os.PathLike | None, resume: bool | str, overwrite: bool) -> bool:
+    """Whether a run goes on from the file at `path`. Raises ValueError where that cannot be, and where a file would be
+    overwritten unasked; before anything is computed."""
+    if not isinstance(resume, bool) and resume != "auto":
+        raise ValueError(f'resume must be False, True or "auto", not {resume!r}')
+    if resume and overwrite:
+        raise ValueError(
+            f"resume={resume!r} goes on from the checkpoint and overwrite=True starts afresh: pass one of them"
+        )
+    if path is None:
+        if resume or overwrite:
+            option = f"resume={resume!r}" if resume else "overwrite=True"
+            raise ValueError(f"{option} needs a file to go on from, or to write: pass checkpoint=path")
+        return False
+    path = Path(path)
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"checkpoint={os.fspath(path)!r} lies in a folder that does not exist: make it first")
+    if path.is_dir():
+        raise ValueError(f"no checkpoint at {path}, which is a folder: name a file in it")
+    if resume is True and not path.exists():
+        raise ValueError(f'no checkpoint at {path}: check the path, or pass resume="auto", which then starts afresh')
+    if path.exists() and not resume and not overwrite:
+        raise ValueError(
+            f"there is a checkpoint at {path}, and it would be overwritten: pass resume=True to go on from it "
+            '(resume="auto" in a script that is to start, too, where there is none), overwrite=True to start afresh, '
+            "or another path"
+        )
+    return bool(resume) and path.exists()
+
+
 def fingerprint(problem: PyTree, method: Any, options: dict[str, Any]) -> dict[str, str]:
-    """What a resumed run must share with the interrupted one, by name: data, method, options, versions."""
+    """What a resumed run must share with the interrupted one, by name: data, method, options; and the versions."""
     return {
         "data, theta0, x0 or bounds": _digest((problem, options)),
         "method": f"{method!r} {_digest(method)[:12]}",  # an array prints as its shape
-        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}",
+        "versions": versions(),
     }
 
 
 def _digest(tree: PyTree) -> str:
-    """Of structure and numbers; functions print with their address, which differs in every process."""
-    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(jax.tree.structure(tree))).encode())
-    for leaf in jax.tree.leaves(tree):
-        if callable(leaf):
-            digest.update(re.sub("0x[0-9a-f]+", "", repr(leaf)).encode())
-            continue
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+    """Of structure and numbers. A walk of our own: JAX prints a structure in other words in other versions."""
+    digest = hashlib.sha256()
+
+    def walk(node, name=""):
+        if isinstance(node, np.ndarray | np.generic | jax.Array | int | float | complex):
+            array = np.asarray(node)
+            digest.update(f"{name}: {array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+            return
+        kind = type(node).__qualname__
+        if dataclasses.is_dataclass(node) and not isinstance(node, type):
+            inside = {field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)}
+        elif isinstance(node, dict):
+            inside = {repr(key): node[key] for key in sorted(node, key=repr)}
+        elif (level := jax.tree_util.default_registry.flatten_one_level(node)) is not None:
+            inside = dict(enumerate(level[0]))
+            kind += "" if isinstance(node, list | tuple) else f" {level[1]!r}"
+        else:
+            kind, inside = repr(node), {}
+        # functions print with their address, which differs in every process
+        digest.update(re.sub("0x[0-9a-f]+", "", f"{name}: {kind} of {len(inside)}").encode())
+        for key, child in inside.items():
+            walk(child, f"{name}/{key}")
+
+    walk(tree)
     return digest.hexdigest()
 
 
@@ -56,33 +109,49 @@ def save(path: str | os.PathLike, state: PyTree, history: dict[str, list], print
         unfinished.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike, like: PyTree, prints: dict[str, str]) -> tuple[PyTree, dict[str, list]]:
-    """The state, in the structure of `like`, and the history. Raises ValueError if the file is missing, damaged, or
-    from a run with other data, method or versions."""
+def load(
+    path: str | os.PathLike, like: PyTree, prints: dict[str, str], fragile: Collection[str] = ()
+) -> tuple[PyTree, dict[str, list]]:
+    """The state, in the structure of `like`, and the history. Raises ValueError if the file is damaged, or from a run
+    with other data or another method. Other versions are a warning; `fragile` prints cannot be compared across them."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}: check the path, or start afresh without resume=True")
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds, and all of them mean the same
-        raise ValueError(f"the checkpoint {path} is damaged ({error}): start afresh without resume=True") from error
-    for name, text in prints.items():
-        saved = str(arrays.get(f"fingerprint/{name}", "nothing"))
-        if saved != text:
-            raise ValueError(
-                f"the checkpoint {path} belongs to another run, its {name} differ: it has {saved}, this run {text}. "
-                "Resume with what the run was started with, or start afresh without resume=True"
-            )
+        raise ValueError(f"the checkpoint {path} is damaged ({error}): start afresh with overwrite=True") from error
+    _compare(path, {name: str(arrays.get(f"fingerprint/{name}", "nothing")) for name in prints}, prints, fragile)
     leaves, structure = jax.tree.flatten(like)
+    if f"state/{len(leaves)}" in arrays:
+        raise ValueError(f"the checkpoint {path} was written by another version: start afresh with overwrite=True")
     try:
         restored = [_like(leaf, arrays[f"state/{i}"]) for i, leaf in enumerate(leaves)]
     except KeyError as error:
         raise ValueError(f"the checkpoint {path} is damaged: it lacks {error}") from error
     if any(np.shape(a) != np.shape(b) for a, b in zip(leaves, restored, strict=True)):
-        raise ValueError(f"the checkpoint {path} was written by another version: start afresh without resume=True")
+        raise ValueError(f"the checkpoint {path} was written by another version: start afresh with overwrite=True")
     history = {k.removeprefix("history/"): list(v) for k, v in arrays.items() if k.startswith("history/")}
     return jax.tree.unflatten(structure, restored), history
+
+
+def _compare(path: Path, saved: dict[str, str], prints: dict[str, str], fragile: Collection[str]) -> None:
+    """Raises ValueError for prints of another run, and warns of other versions."""
+    differ = [name for name in prints if saved[name] != prints[name]]
+    other = "versions" in differ
+    for name in differ:
+        if name != "versions" and not (other and name in fragile):
+            raise ValueError(
+                f"the checkpoint {path} belongs to another run, its {name} differ: it has {saved[name]}, this run "
+                f"{prints[name]}. Resume with what the run was started with, or start afresh with overwrite=True"
+            )
+    if other:
+        unsure = "".join(f", nor can it be told whether its {name} is this run's" for name in differ if name in fragile)
+        warnings.warn(
+            f"the checkpoint {path} was written with {saved['versions']}, and this is {prints['versions']}: the run "
+            f"goes on, but its last digits may not be those that it would have had{unsure}",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _like(leaf: Any, array: np.ndarray) -> Any:

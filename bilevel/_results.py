@@ -3,8 +3,14 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Array, PyTree
+
+from ._counts import Counts
+from ._plot import plot
+
+SHORT = 8  # a theta of more numbers is not printed
 
 
 class RESULTS(eqx.Enumeration):
@@ -45,6 +51,14 @@ class RESULTS(eqx.Enumeration):
         "The checkpoint could not be written (is the disk full?). The last good checkpoint is untouched and the "
         "solution so far is returned; free some space and resume."
     )
+    stopped = (
+        "The callback returned True, so the run ended after that step. Its last point is returned, whose gradient is "
+        "not known yet; with a checkpoint the run can go on."
+    )
+    interrupted = (
+        "Ctrl-C was pressed, so the run ended after the step that was being made. Its last point is returned, whose "
+        "gradient is not known yet; with a checkpoint the run can go on."
+    )
 
 
 class Solution(eqx.Module):
@@ -56,13 +70,17 @@ class Solution(eqx.Module):
     - `value`, `value_error`: f(theta) but for at most `value_error`: the upper level at `x`, which the default method
       corrects by the adjoint.
     - `gradient_norm`, `gradient_error`: ||z|| (with a box on theta: ||P(theta - z) - theta||) and omega, the bound on
-      ||z - grad f||. `nan` and `inf` where the budget ended before the gradient at the last accepted point was known.
+      ||z - grad f||. `nan` and `inf` where the run ended before the gradient at the last accepted point was known.
     - `certified`: every bound rests on constants that are proven or vouched for, none on an estimate.
-    - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met.
+    - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met; `tol`: which (nan: none yet).
     - `history`: 1-D NumPy arrays by name; entry k describes theta_k at the cost at which it became known.
-    - `cost`, `seconds`: all that was spent, compilation left out; `compile_seconds`: tracing and compiling.
-    - `message`: the result in words, with what was shown. - `state`: where the next step would start;
-      `state.counts` has the cost by kind.
+    - `thetas`: every theta_k, NumPy arrays of theta's structure with a leading axis, entry k beside history's entry k;
+      None where that would be more than 1e7 numbers.
+    - `cost`, `counts`, `seconds`: all that was spent, by kind in `counts`, compilation left out; `steps`: accepted
+      ones; `compile_seconds`: tracing and compiling.
+    - `message`: the result in words, with what was shown.
+    - `state`: where the next step would start, for `iterate(state=)`; None unless `solve(keep_state=True)`, since it is
+      many times as large as `x`.
     """
 
     theta: PyTree[Array]
@@ -73,9 +91,14 @@ class Solution(eqx.Module):
     gradient_error: float
     certified: bool
     result: RESULTS
+    tol: float
     history: dict[str, np.ndarray]
+    thetas: PyTree[np.ndarray] | None
+    counts: Counts
+    steps: int
+    seconds: float
     compile_seconds: float
-    state: Any
+    state: Any = None
     detail: str = ""
 
     @property
@@ -88,8 +111,37 @@ class Solution(eqx.Module):
 
     @property
     def cost(self) -> int:
-        return self.state.counts.cost
+        return self.counts.cost
 
-    @property
-    def seconds(self) -> float:
-        return self.state.seconds
+    def plot(self, axes: Any = None) -> Any:
+        """The value with its interval, and below it ||z|| with the bound on ||grad f|| and `tol`, against cost.
+
+        Draws with matplotlib, into two `axes` of it where they are given, and returns them. Raises ImportError without
+        it: `pip install 'bilevel[plot]'`."""
+        return plot(self.history, self.tol, axes)
+
+    def __repr__(self):
+        try:
+            return self._lines()
+        except (TypeError, ValueError, AttributeError):  # something else stands in its leaves, as `jax.tree.map` may do
+            return super().__repr__()
+
+    def _lines(self) -> str:
+        (name,) = (name for name, item in RESULTS._name_to_item.items() if bool(item == self.result))
+        lines = {
+            "theta": _short(self.theta),
+            "value": f"{self.value:.8g} +- {self.value_error:.1e}",
+            "gradient": f"{self.gradient_norm:.2e} +- {self.gradient_error:.1e}",
+            "certified": f"{self.certified}",
+            "cost": f"{self.cost} in {self.steps} step{'s' if self.steps != 1 else ''}",
+            "seconds": f"{self.seconds:.3g}, and {self.compile_seconds:.3g} compiling",
+        }
+        return "\n".join([f"Solution: {name}", *(f"  {word:<9}  {text}" for word, text in lines.items())])
+
+
+def _short(theta: PyTree) -> str:
+    """Few numbers as they are; of many, the shapes."""
+    if sum(np.size(leaf) for leaf in jax.tree.leaves(theta)) > SHORT:
+        return eqx.tree_pformat(theta, width=10**6)
+    shown = jax.tree.map(lambda leaf: np.array2string(np.asarray(leaf), precision=5, separator=", "), theta)
+    return str(shown).replace("'", "")

@@ -155,14 +155,14 @@ def whole_runs(log: record.Log, max_cost: float) -> None:
         solutions[name] = record.solve(
             log, f"maid, {name}", config, problem, THETA0, method, max_cost=max_cost, tol=1e-2, progress=False
         )
-        seconds[name] = solutions[name].state.seconds
+        seconds[name] = solutions[name].seconds
     optimum = min(s.value for s in solutions.values())
     rows = []
     for name, s in solutions.items():
         reached = np.flatnonzero(s.history["value"] + s.history["value_error"] <= optimum + WITHIN)
         k = int(reached[0]) if len(reached) else None
         there = ("-", "-") if k is None else (int(s.history["cost"][k]), f"{s.history['seconds'][k]:.2f}")
-        rows.append((name, *there, s.state.counts.cost, f"{seconds[name]:.2f}", "yes" if s.converged else "no"))
+        rows.append((name, *there, s.cost, f"{seconds[name]:.2f}", "yes" if s.converged else "no"))
         log.write("config", f"reached, {name}", optimum=optimum, within=WITHIN)
         log.write("end", f"reached, {name}", cost=None if k is None else there[0],
                   seconds=None if k is None else float(s.history["seconds"][k]))  # fmt: skip

@@ -57,7 +57,7 @@ def solve(place: Path) -> None:
     packed.pack(log.path)
     style.save_pictures(log.path.with_suffix(".png"), {name: x[-1:] for name, x in (images | {"clean": clean}).items()})
 
-    s, counts = solution, solution.state.counts
+    s, counts = solution, solution.counts
     print()
     print(
         record.table(
@@ -73,10 +73,10 @@ def solve(place: Path) -> None:
     facts = [
         ("log weight, log smoothing", f"({s.theta[0]:.4f}, {s.theta[1]:.4f}), from ({THETA0[0]:g}, {THETA0[1]:g})"),
         ("upper-level value", f"{s.value:.6f} +- {s.value_error:.1e}, from {s.history['value'][0]:.4f}"),
-        ("norm of the gradient", f"{s.gradient_norm:.2e} +- {s.gradient_error:.1e}, tolerance {s.state.tol:.1e}"),
+        ("norm of the gradient", f"{s.gradient_norm:.2e} +- {s.gradient_error:.1e}, tolerance {s.tol:.1e}"),
         ("certified", "yes: every bound is proven" if s.certified else "no: some bounds rest on estimates"),
         ("cost", f"{counts.cost}: {kinds}"),
-        ("outer steps", s.state.steps),
+        ("outer steps", s.steps),
         ("seconds", f"{s.history['seconds'][-1]:.1f} learning, {clock.seconds:.1f} compiling everything here"),
         ("result", bilevel.RESULTS[s.result]),
     ]

@@ -139,8 +139,7 @@ class Study:
         print(name, flush=True)
         self.log.checkpoints.mkdir(exist_ok=True)
         checkpoint = self.log.checkpoints / f"{self.log.path.stem}, {name}.npz"
-        resume = checkpoint.exists()
-        if not resume:
+        if not checkpoint.exists():
             self.log.write("config", name, **self.config, **config, **record.environment())
 
         def callback(state, entries):
@@ -152,7 +151,7 @@ class Study:
 
         found = run(
             key=jax.random.key(SEED + 2), epochs=self.sizes.epochs, batch_size=self.sizes.batch, callback=callback,
-            checkpoint=checkpoint, resume=resume,
+            checkpoint=checkpoint, resume="auto",
         )  # fmt: skip
         every = max(1, self.steps // 10)
         columns = {key: column[::every] for key, column in found.schedule.values.items()}

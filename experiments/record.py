@@ -87,8 +87,7 @@ def solve(
     """
     log.checkpoints.mkdir(exist_ok=True)
     checkpoint = log.checkpoints / f"{log.path.stem}, {run}.npz"
-    resume = checkpoint.exists()
-    if not resume:
+    if not checkpoint.exists():
         limits = {name: options[name] for name in ("tol", "max_cost", "max_steps", "bounds") if name in options}
         log.write("config", run, **_small(theta0, "theta0"), **limits, **config, **environment())
     next_judgement = 0.0
@@ -106,8 +105,10 @@ def solve(
         judged(state)
 
     solution = bilevel.solve(
-        problem, theta0, method, callback=callback, checkpoint=checkpoint, resume=resume, **options
+        problem, theta0, method, callback=callback, checkpoint=checkpoint, resume="auto", keep_state=True, **options
     )
+    if solution.result == bilevel.RESULTS.interrupted:  # the experiment, too; --resume goes on from the checkpoint
+        raise KeyboardInterrupt
     state, next_judgement = solution.state, 0.0
     last = {name: column[-1].item() for name, column in solution.history.items()}  # unseen where the budget ended it
     log.write("step", run, k=state.steps, **{n: v for n, v in last.items() if n != "x"}, **_small(solution.theta))
@@ -175,20 +176,20 @@ def _row(info: Info) -> dict[str, Any]:
 
 def summary(solution: bilevel.Solution) -> dict[str, Any]:
     """A solution's numbers for a log's last line."""
-    counts = solution.state.counts
+    counts = solution.counts
     return _small(solution.theta) | {
         "value": solution.value,
         "value_error": solution.value_error,
         "gradient_norm": solution.gradient_norm,
         "gradient_error": solution.gradient_error,
-        "tol": solution.state.tol,
+        "tol": solution.tol,
         "certified": solution.certified,
         "converged": solution.converged,
         "result": str(bilevel.RESULTS[solution.result]),
-        "steps": solution.state.steps,
+        "steps": solution.steps,
         "cost": counts.cost,
         **counts._asdict(),
-        "seconds": solution.state.seconds,
+        "seconds": solution.seconds,
         "compile_seconds": solution.compile_seconds,
     }
 

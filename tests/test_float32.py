@@ -94,6 +94,6 @@ def test_asking_for_more_than_float32_has_ends_at_the_floor():
 def test_estimates_and_python_floats_do_not_widen_float32():
     """Nothing declared, dicts, theta0 in float64: cast to the data's dtype once, float32 from there."""
     problem = Pairs(jnp.arange(1, 4, dtype=F), declared=False)
-    solution = bilevel.solve(problem, {"a": np.zeros(3)}, max_steps=3, max_cost=20_000)
+    solution = bilevel.solve(problem, {"a": np.zeros(3)}, max_steps=3, max_cost=20_000, keep_state=True)
     assert dtypes((solution.theta, solution.x, solution.state.memory.q)) == {jnp.dtype(F)}
     assert not solution.certified and np.all(np.isfinite(solution.history["value"]))

@@ -30,7 +30,7 @@ def long(names, short):
 
 def check(ended: Ended) -> None:
     """What holds however a run without `tol` ends: its interval, and what "converged" means."""
-    solution, tol = ended.solution, ended.solution.state.tol
+    solution, tol = ended.solution, ended.solution.tol
     assert abs(solution.value - ended.after) <= solution.value_error + 1e-9 * abs(
         ended.after
     )  # the reference's rounding
@@ -122,5 +122,5 @@ def test_a_start_in_the_corner_that_the_gradient_points_to_is_converged():
     assert solution.gradient_norm == 0
     exact = problem.closed_form(jnp.asarray(theta0))
     assert abs(solution.value - exact.value) <= solution.value_error + 1e-12 * exact.value
-    tol, first = solution.state.tol, np.linalg.norm(exact.gradient)
+    tol, first = solution.tol, np.linalg.norm(exact.gradient)
     assert solution.gradient_error <= tol <= 1e-3 * first

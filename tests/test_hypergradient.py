@@ -254,9 +254,9 @@ def test_solve_counts_real_calls(robust, declared, method, solver):
     counted = Counted(problem, DECLARED[declared])
     run = getattr(bilevel, method)(*arguments, solver=solver)
     out, made = real(lambda: bilevel.solve(counted, theta, run, max_steps=6, tol=0.0, progress=False))
-    assert out.result == RESULTS.max_steps_reached and out.state.steps == 6
-    assert made == nonzero(out.state.counts)
-    assert [out.history[name][-1] for name in out.state.counts._fields] == list(out.state.counts)
+    assert out.result == RESULTS.max_steps_reached and out.steps == 6
+    assert made == nonzero(out.counts)
+    assert [out.history[name][-1] for name in out.counts._fields] == list(out.counts)
     assert np.all(np.diff(out.history["cost"]) > 0)
 
 
@@ -268,6 +268,6 @@ def test_max_cost_counts_real_calls(robust):
         out, made = real(lambda: bilevel.solve(counted, theta, max_cost=max_cost, tol=0.0, progress=False))  # noqa: B023
         assert out.result == RESULTS.max_cost_reached
         assert sum(made.values()) <= max_cost
-        counted_only = out.state.counts.hessian_products - made.pop("hessian_products", 0)
+        counted_only = out.counts.hessian_products - made.pop("hessian_products", 0)
         assert counted_only % 5 == 0  # factors of H
-        assert made == {k: v for k, v in nonzero(out.state.counts).items() if k != "hessian_products"}
+        assert made == {k: v for k, v in nonzero(out.counts).items() if k != "hessian_products"}

@@ -243,7 +243,7 @@ def test_a_bound_of_second_order_alone_is_tightened(first):
     """At x = 0 no weight feels its penalty, J = 0 and q = 0: omega = L_J eps eta_q has no part linear in eps."""
     method = bilevel.quasi_newton(first, first)
     solution = bilevel.solve(logistic(), np.zeros((4, 3)), method, max_cost=3000, tol=1e-3, bounds=(-4.0, 4.0))
-    assert solution.result == RESULTS.converged and solution.state.steps > 0
+    assert solution.result == RESULTS.converged and solution.steps > 0
 
 
 class Solved(bilevel.AbstractProblem):

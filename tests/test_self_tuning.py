@@ -179,7 +179,7 @@ def test_without_a_certificate_nothing_is_claimed():
     problem, _ = well_conditioned()
     for declared, certified in ((DECLARED["all"], True), (("mu", "L"), False)):
         solution = tune(Undeclared(problem, declared), jnp.ones(3), max_steps=4)
-        assert solution.result == RESULTS.max_steps_reached and solution.state.steps == 4
+        assert solution.result == RESULTS.max_steps_reached and solution.steps == 4
         assert np.isinf(solution.gradient_error) and np.isfinite(solution.gradient_norm)
         assert solution.certified is certified
         assert abs(solution.value - problem.closed_form(solution.theta).value) <= solution.value_error
@@ -246,7 +246,7 @@ def test_resume_equals_uninterrupted(tmp_path):
 def test_float32_stays_float32():
     problem, theta = random_robust(np.random.default_rng(3), np.float32)
     solution = tune(problem, jnp.clip(theta, -1, 1), max_steps=3)
-    assert solution.theta.dtype == solution.x.dtype == np.float32 and solution.state.steps == 3
+    assert solution.theta.dtype == solution.x.dtype == np.float32 and solution.steps == 3
     assert solution.value < solution.history["value"][0] and solution.value_error < 0.1
 
 
@@ -267,7 +267,7 @@ def test_counts_are_real_calls(name, declared):
     counted = Counted(problem, DECLARED[declared])
     out, made = real(lambda: tune(counted, theta, METHODS[name], max_steps=4, tol=0.0))
     assert out.result == RESULTS.max_steps_reached and made["lower_gradients"] > 4
-    assert made == nonzero(out.state.counts)
+    assert made == nonzero(out.counts)
 
 
 def test_max_cost_is_never_exceeded():
@@ -276,7 +276,7 @@ def test_max_cost_is_never_exceeded():
     for max_cost in (1, 7, 40, 60, 95, 180):
         out, made = real(lambda: tune(counted, theta, METHODS["self-tuning, rank 2"], max_cost=max_cost, tol=0.0))  # noqa: B023
         assert out.result == RESULTS.max_cost_reached
-        assert sum(made.values()) <= max_cost and made == nonzero(out.state.counts)
+        assert sum(made.values()) <= max_cost and made == nonzero(out.counts)
 
 
 # --- bad input

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._checkpoint import goes_on
 from ._convert import bind, materialise, responses
 from .checks import check_data, check_limits, check_losses, check_model
 from .epochs import OUTCOMES, Program, run
@@ -72,7 +73,8 @@ def tune(
     callback: Callable[[State, dict[str, Any]], Any] | None = None,
     checkpoint: str | os.PathLike | None = None,
     every: int = 1,
-    resume: bool = False,
+    resume: bool | str = False,
+    overwrite: bool = False,
 ) -> Run:
     """Train `model` on `train` and tune the hyperparameters of `space` on `valid`, in one run.
 
@@ -86,16 +88,18 @@ def tune(
     - `train`, `valid`: pytrees of arrays whose leading axis counts examples; a batch has the same structure.
     - `method`: `stn.delta_stn()` (the default), `stn.stn()`, or one with other optimisers.
     - `epochs`; `batch_size`: of both kinds of steps, at most the size of `train`.
-    - `progress`: a bar on the terminal; never elsewhere. - `callback(state, entries)`: after every epoch, with what it
-      adds to the history. - `checkpoint`: a file, written every `every` epochs and at the end; `resume=True` goes on
-      from it, and the result equals that of a run never interrupted, bit for bit (seconds excepted).
+    - `progress`: a bar on a terminal or in a notebook, never elsewhere. - `callback(state, entries)`: after an epoch,
+      with what it adds to the history. - `checkpoint`: a file, written every `every` epochs and at the end;
+      `resume=True` goes on from it, and the result equals that of a run never interrupted, bit for bit (seconds
+      excepted); `resume="auto"` does if it is there, and starts if not; `overwrite=True` starts afresh.
 
     **Returns** a `Run`. A run that stops being finite ends with the last epoch that was, and `run.message` says so.
 
     **Raises** ValueError or TypeError for what cannot be run, and says what to write instead.
     """
     method = delta_stn() if method is None else method
-    check_limits(epochs, every, checkpoint, resume)
+    check_limits(epochs, every)
+    resumed = goes_on(checkpoint, resume, overwrite)
     train, valid = check_data(train, valid, batch_size)
     check_model(model, space)
     static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
@@ -103,7 +107,7 @@ def tune(
     check_losses(losses, state, train, valid, key)
     state, history, steps, outcome, seconds = run(
         _program(losses, batch_size), state, train, valid, key, epochs=epochs, progress=progress, callback=callback,
-        checkpoint=checkpoint, every=every, resume=resume, name="stn",
+        checkpoint=checkpoint, every=every, resumed=resumed, name="stn",
     )  # fmt: skip
     network = eqx.combine(state.weights, state.responses, static)
     values = space.values(state.u)
@@ -152,14 +156,16 @@ def replay(
     callback: Callable[[Any, dict[str, Any]], Any] | None = None,
     checkpoint: str | os.PathLike | None = None,
     every: int = 1,
-    resume: bool = False,
+    resume: bool | str = False,
+    overwrite: bool = False,
 ) -> Run:
     """Train an ordinary model, one that was not converted, with hyperparameters from a schedule: one that `tune`
     recorded, or `Schedule.fixed(drop=0.3)` for a plain training. Nothing is tuned on `valid`; the history has its loss.
 
     `optimiser`: of optax. Other arguments, the result and the errors as in `tune`, with the same functions.
     """
-    check_limits(epochs, every, checkpoint, resume)
+    check_limits(epochs, every)
+    resumed = goes_on(checkpoint, resume, overwrite)
     train, valid = check_data(train, valid, batch_size)
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
@@ -183,7 +189,7 @@ def replay(
     )
     state, history, steps, outcome, seconds = run(
         program, (params, optimiser.init(params), jnp.zeros((), jnp.int32)), train, valid, key, epochs=epochs,
-        progress=progress, callback=callback, checkpoint=checkpoint, every=every, resume=resume, name="replay",
+        progress=progress, callback=callback, checkpoint=checkpoint, every=every, resumed=resumed, name="replay",
     )  # fmt: skip
     values = schedule.at(state[2])
     trained = eqx.combine(state[0], static)

@@ -1,8 +1,5 @@
 """What is checked before the first step. All of it raises ValueError or TypeError and says what to write instead."""
 
-import os
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,14 +30,10 @@ def check_data(train: PyTree, valid: PyTree, batch_size: int) -> tuple[PyTree, P
     return checked[0], checked[1]
 
 
-def check_limits(epochs: int, every: int, checkpoint: str | os.PathLike | None, resume: bool) -> None:
+def check_limits(epochs: int, every: int) -> None:
     """Raises ValueError for what cannot be run."""
     if not epochs >= 1 or not every >= 1:
         raise ValueError(f"epochs and every must be at least 1; they are {epochs} and {every}")
-    if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
-        raise ValueError(f"checkpoint={os.fspath(checkpoint)!r} lies in a folder that does not exist: make it first")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs the file to resume from: pass checkpoint=path")
 
 
 def check_model(model: PyTree, space: Space) -> None:

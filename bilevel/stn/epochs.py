@@ -15,12 +15,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
-from tqdm import tqdm
 
 from .. import _checkpoint as checkpoints
+from .._bar import bar
 
 
 class OUTCOMES(eqx.Enumeration):
@@ -105,10 +104,11 @@ class Program(eqx.Module):
 def run(
     program: Program, state: PyTree, train: PyTree, valid: PyTree, key: PRNGKeyArray, *, epochs: int, progress: bool,
     callback: Callable[[PyTree, dict[str, Any]], Any] | None, checkpoint: str | os.PathLike | None, every: int,
-    resume: bool, name: str,
+    resumed: bool, name: str,
 ) -> tuple[PyTree, dict[str, np.ndarray], dict[str, np.ndarray], OUTCOMES, float]:  # fmt: skip
     """(state, entries of every epoch, values at every training step, outcome, seconds of compilation) after `epochs`
-    epochs, or fewer where a loss stops being finite. Arguments as in `tune`."""
+    epochs, or fewer where a loss stops being finite. `resumed`: from the checkpoint; other arguments as in
+    `tune`."""
     reserved = {"train_loss", "valid_loss", "seconds"} & set(program.values(state))
     if reserved:
         raise ValueError(f"the history has a column {reserved.pop()!r} of its own: rename that hyperparameter")
@@ -116,22 +116,22 @@ def run(
     traced = jax.jit(lambda *args: program.epoch(*args)).trace(state, train, valid, key)
     history: dict[str, list] = {"train_loss": [], "valid_loss": [], "seconds": []}
     prints = _fingerprint(traced, state, train, valid, key) if checkpoint is not None else {}
-    if resume:
-        state, history = checkpoints.load(checkpoint, state, prints)
+    if resumed:  # the program is told by its text, which JAX writes in other words in other versions
+        state, history = checkpoints.load(checkpoint, state, prints, fragile=["model, losses or method"])
     epoch = traced.lower().compile()
     compile_seconds = time.perf_counter() - began
 
     began = time.perf_counter() - (history["seconds"] or [0.0])[-1]
     outcome, done, saved = OUTCOMES.completed, len(history["valid_loss"]), len(history["valid_loss"])
-    with tqdm(total=epochs, initial=done, unit=" epochs", desc=name, disable=None if progress else True) as bar:
+    with bar(progress, total=epochs, initial=done, unit=" epochs", desc=name) as line:
         while done < epochs and outcome == OUTCOMES.completed:
             new, record = jax.block_until_ready(epoch(state, train, valid, jax.random.fold_in(key, done)))
             record = jax.tree.map(np.asarray, record)
             if all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(record)):
                 state, done = new, done + 1
                 latest = _note(history, record, time.perf_counter() - began)
-                bar.set_postfix_str(", ".join(f"{column} {entry:.4g}" for column, entry in latest.items()))
-                bar.update()
+                line.set_postfix_str(", ".join(f"{column} {entry:.4g}" for column, entry in latest.items()))
+                line.update()
                 if callback is not None:
                     callback(state, latest)
             else:
@@ -169,7 +169,7 @@ def _fingerprint(traced, state, train, valid, key):
     return {
         "model, losses or method": hashlib.sha256(program.encode()).hexdigest(),
         "weights, data or key": data.hexdigest(),
-        "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}",
+        "versions": checkpoints.versions(),
     }
 
 
