@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import bilevel
 from bilevel import RESULTS
+from bilevel import _checkpoint as checkpoints
 from bilevel.problems import Quadratic
 
 ROOT = Path(__file__).parent.parent
@@ -26,13 +28,13 @@ import jax
 jax.config.update("jax_enable_x64", True)
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from test_checkpoint import THETA0, bilevel, quadratic, np
-path, pause, resume = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "resume"
+path, pause = sys.argv[1], float(sys.argv[2])
 print("ready", flush=True)
 solution = bilevel.solve(
-    quadratic(), THETA0, max_steps={STEPS}, checkpoint=path, every=1, resume=resume,
+    quadratic(), THETA0, max_steps={STEPS}, checkpoint=path, every=1, resume="auto",
     callback=lambda state, info: time.sleep(pause),
 )
-np.savez(path + ".end.npz", theta=solution.theta, x=solution.x, **solution.history)
+np.savez(path + ".end.npz", theta=solution.theta, x=solution.x, thetas=solution.thetas, **solution.history)
 """
 THETA0 = np.full(3, 3.0)
 
@@ -51,6 +53,7 @@ def solve(path=None, problem=None, theta0=THETA0, method=None, **options):
 def assert_same(one, other):
     np.testing.assert_array_equal(one.theta, other.theta)
     np.testing.assert_array_equal(one.x, other.x)
+    np.testing.assert_array_equal(one.thetas, other.thetas)
     assert one.result == other.result
     assert one.history.keys() == other.history.keys()
     for name in one.history.keys() - {"seconds"}:
@@ -66,17 +69,16 @@ def path(tmp_path):
     return tmp_path / "run.npz"
 
 
-def start(path, pause, mode):
-    return subprocess.Popen([sys.executable, "-c", RUN, str(path), str(pause), mode], stdout=subprocess.PIPE)
+def start(path, pause):
+    return subprocess.Popen([sys.executable, "-c", RUN, str(path), str(pause)], stdout=subprocess.PIPE)
 
 
 def test_sigkill_at_any_moment_loses_nothing(path):
-    """Killed three times at random moments, resumed each time in a new process: the end equals the uninterrupted run's
-    bit for bit."""
+    """Killed three times at random moments and started again, one unchanged script with resume="auto": the end equals
+    the uninterrupted run's bit for bit."""
     chance = random.Random(0)
-    mode = "fresh"
     for _ in range(3):
-        process = start(path, 0.02, mode)
+        process = start(path, 0.02)
         assert process.stdout.readline() == b"ready\n"
         deadline, before = time.monotonic() + 120, path.read_bytes() if path.exists() else None
         while not path.exists() or path.read_bytes() == before:  # at least one step further
@@ -86,14 +88,14 @@ def test_sigkill_at_any_moment_loses_nothing(path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        mode = "resume"
-    process = start(path, 0.0, mode)
+    process = start(path, 0.0)
     process.communicate(timeout=240)
     assert process.returncode == 0
     whole = solve(max_steps=STEPS)
     with np.load(f"{path}.end.npz", allow_pickle=False) as end:
         np.testing.assert_array_equal(end["theta"], whole.theta)
         np.testing.assert_array_equal(end["x"], whole.x)
+        np.testing.assert_array_equal(end["thetas"], whole.thetas)
         for name in whole.history.keys() - {"seconds"}:
             np.testing.assert_array_equal(end[name], whole.history[name], err_msg=name)
         assert len(end["seconds"]) == len(whole.history["seconds"])
@@ -118,7 +120,7 @@ def test_resuming_a_finished_run_ends_the_same(path):
     """Nothing is appended, nothing changes."""
     first = solve(path)
     assert_same(solve(path, resume=True), first)
-    assert_same(solve(path, resume=True), first)
+    assert_same(solve(path, resume="auto"), first)
     assert litter(path.parent) == ["run.npz"]
 
 
@@ -129,6 +131,7 @@ def test_the_file_is_plain_arrays(path):
         entries = {name: file[name] for name in file.files}
     assert all(array.dtype != object for array in entries.values())
     np.testing.assert_array_equal(entries["history/value"], solution.history["value"][:-1])
+    np.testing.assert_array_equal(entries["history/theta/0"], solution.thetas[:-1])
     assert "jax" in str(entries["fingerprint/versions"])
 
 
@@ -147,6 +150,10 @@ def test_a_checkpoint_whose_arrays_have_other_shapes_is_refused(path):
     name = next(name for name, array in arrays.items() if name.startswith("state/") and array.ndim > 0)
     with open(path, "wb") as file:
         np.savez(file, **{**arrays, name: arrays[name][:1]})
+    with pytest.raises(ValueError, match="another version"):
+        solve(path, resume=True)
+    with open(path, "wb") as file:
+        np.savez(file, **arrays, **{f"state/{sum(name[:6] == 'state/' for name in arrays)}": np.zeros(3)})
     with pytest.raises(ValueError, match="another version"):
         solve(path, resume=True)
 
@@ -196,12 +203,45 @@ def test_a_checkpoint_of_another_run_is_refused(path, words, change):
 
 
 @pytest.mark.parametrize("library", [jax, np])
-def test_a_checkpoint_of_other_versions_is_refused(path, monkeypatch, library):
-    """Bits are only promised under the versions that wrote them."""
+def test_a_checkpoint_of_other_versions_warns(path, monkeypatch, library):
+    """Bits are only promised under the versions that wrote them; other data are refused all the same."""
     solve(path, max_steps=2)
-    monkeypatch.setattr(library, "__version__", "0.0.1")
-    with pytest.raises(ValueError, match=r"another run, its versions differ.*0\.0\.1"):
-        solve(path, resume=True)
+    old = library.__version__
+    monkeypatch.setattr(library, "__version__", "99.0.1")
+    name = library.__name__
+    with pytest.warns(UserWarning, match=rf"{name} {re.escape(old)}.* and this is .*{name} 99\.0\.1") as caught:
+        resumed = solve(path, resume=True)
+    assert "nor can it be told" not in str(caught[0].message)
+    assert_same(resumed, solve())
+    with pytest.raises(ValueError, match="another run, its data, theta0, x0 or bounds differ"):
+        solve(path, resume=True, problem=quadratic(1))
+
+
+def test_what_is_told_by_its_text_is_not_compared_across_versions(path):
+    """JAX prints the same program in other words in other versions: `stn` says that it cannot tell."""
+    wrote, now = {"method": "a", "data": "d", "versions": "jax 1"}, {"method": "b", "data": "d", "versions": "jax 2"}
+    checkpoints.save(path, (jnp.ones(3), 4), {"value": [1.0]}, wrote)
+    with pytest.warns(UserWarning, match="jax 1, and this is jax 2.*nor can it be told whether its method is"):
+        state, history = checkpoints.load(path, (jnp.zeros(3), 0), now, fragile=["method"])
+    np.testing.assert_array_equal(state[0], np.ones(3))
+    assert state[1] == 4 and history == {"value": [1.0]}
+    for prints, fragile in ((now, []), (now | {"versions": "jax 1"}, ["method"]), (now | {"data": "e"}, ["method"])):
+        with pytest.raises(ValueError, match=r"another run, its (method|data) differ"):
+            checkpoints.load(path, (jnp.zeros(3), 0), prints, fragile)
+
+
+def test_a_fingerprint_is_of_structure_numbers_and_constants():
+    """What differs in a name, a number, a dtype, a nesting or a function differs; equal trees agree."""
+    trees = [
+        {"a": np.ones(3)}, {"b": np.ones(3)}, {"a": np.ones(3, np.float32)}, {"a": np.ones((3, 1))}, [np.ones(3)],
+        (np.ones(3),), [[np.ones(3)], []], [[], [np.ones(3)]], {"a": "reflect"}, {"a": np.sin}, {"a": np.cos}, None,
+        bilevel.maid(), bilevel.hoag(), quadratic(), quadratic(1), jax.tree_util.Partial(max, 1.0),
+        jax.tree_util.Partial(min, 1.0),
+    ]  # fmt: skip
+    prints = [checkpoints.fingerprint(tree, None, {})["data, theta0, x0 or bounds"] for tree in trees]
+    assert len(set(prints)) == len(trees)
+    again = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, trees)
+    assert prints == [checkpoints.fingerprint(tree, None, {})["data, theta0, x0 or bounds"] for tree in again]
 
 
 def full_disk(*_, **__):
@@ -243,7 +283,7 @@ def test_a_file_size_limit_is_a_full_disk(path):
     solve(path, max_steps=2)
     old = path.read_bytes()
     assert len(old) > 2000
-    arguments = [sys.executable, "-W", "error", "-c", code, str(path), "0", "resume"]
+    arguments = [sys.executable, "-W", "error", "-c", code, str(path), "0"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
     assert done.stdout.startswith("The checkpoint could not be written"), done.stdout + done.stderr
     assert path.read_bytes() == old and litter(path.parent) == ["run.npz"]
@@ -277,8 +317,33 @@ def test_checkpoints_come_every_so_many_steps(path):
     assert max(ages) == 2 and min(ages) == 0
 
 
-def test_it_starts_afresh_without_resume(path):
-    """An old file is overwritten, not read."""
+def test_nothing_is_overwritten_unasked(path):
+    """ValueError before anything is computed, the file untouched; overwrite=True starts afresh and does not read it."""
     path.write_bytes(b"garbage")
-    assert_same(solve(path), solve())
+    with pytest.raises(ValueError, match=r"would be overwritten: pass resume=True .*overwrite=True to start afresh"):
+        solve(path)
+    assert path.read_bytes() == b"garbage"
+    assert_same(solve(path, overwrite=True), solve())
     assert_same(solve(path, resume=True), solve())
+    with pytest.raises(ValueError, match="a folder: name a file in it"):
+        solve(path.parent)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(resume="yes"), 'resume must be False, True or "auto"'), (dict(resume="auto"), "pass checkpoint=path"),
+    (dict(overwrite=True), "pass checkpoint=path"), (dict(resume=True, overwrite=True), "pass one of them"),
+    (dict(resume="auto", overwrite=True), "pass one of them"),
+])  # fmt: skip
+def test_options_that_contradict_each_other_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        solve(**options)
+
+
+def test_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(path):
+    """The same call, three times: it starts, goes on, and ends the same."""
+    whole = solve()
+    for steps in (3, 6, 6):
+        ended = solve(path, resume="auto", max_steps=steps)
+    assert_same(ended, whole)
+    with pytest.raises(ValueError, match="another run, its method differ"):
+        solve(path, resume="auto", method=bilevel.maid())

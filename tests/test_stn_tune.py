@@ -84,9 +84,11 @@ def _single(leaf):
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     path = tmp_path / "run.npz"
     whole = tune(epochs=4)
-    tune(epochs=2, checkpoint=path)
+    tune(epochs=2, checkpoint=path, resume="auto")
+    with pytest.raises(ValueError, match=r"would be overwritten: pass resume=True .*overwrite=True"):
+        tune(epochs=4, checkpoint=path)
     seen = []
-    resumed = tune(epochs=4, checkpoint=path, resume=True, callback=lambda state, entries: seen.append(entries))
+    resumed = tune(epochs=4, checkpoint=path, resume="auto", callback=lambda state, entries: seen.append(entries))
     assert len(seen) == 2
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(resumed.state), strict=True):
         np.testing.assert_array_equal(a, b)
