@@ -44,17 +44,23 @@ def dtypes(tree):
     return {leaf.dtype for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)}
 
 
-@pytest.mark.parametrize("problem, theta0", CASES, ids=["quadratic", "tv"])
-@pytest.mark.parametrize("method", METHODS)
-def test_no_claim_is_wrong_and_no_run_endless(problem, theta0, method):
+FLOOR, STEPS = RESULTS.accuracy_floor, RESULTS.max_steps_reached
+# of the METHODS after 15 steps; eps = 1e-3 is too loose for the last ones on the photographs, not below the floor
+ENDS = [(FLOOR, STEPS, STEPS, STEPS, STEPS, STEPS), (FLOOR, FLOOR, FLOOR, STEPS, STEPS, RESULTS.no_decrease)]
+
+
+@pytest.mark.parametrize("case", [0, 1], ids=["quadratic", "tv"])
+@pytest.mark.parametrize("number", range(len(METHODS)))
+def test_no_claim_is_wrong_and_no_run_endless(case, number):
     """Asked for tol = 0: every interval holds the float64 truth of the same data, and all of it stays float32."""
+    (problem, theta0), method = CASES[case], METHODS[number]
     start, thetas, infos = time.monotonic(), [theta0.astype(F)], []
     for state, info in bilevel.iterate(problem, theta0, method, tol=0.0, max_steps=15, max_cost=20_000):
         infos.append(info)
         thetas += [state.theta] if info.result is None else []
         assert dtypes(state) <= {jnp.dtype(F), jnp.dtype(np.int32)}
     assert time.monotonic() - start < 60
-    assert infos[-1].result != RESULTS.converged and infos[-1].result != RESULTS.non_finite
+    assert infos[-1].result == ENDS[case][number]
     certified = not isinstance(method.search, bilevel.HOAGHeuristic)
     values = []
     for info, theta in zip(infos, thetas, strict=True):

@@ -1,6 +1,7 @@
 """Certified quasi-Newton descent and its parts: corrected values, secant pairs, affine prediction, the limit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ import bilevel
 from bilevel import RESULTS
 from bilevel._certificate.value import correct, evaluate
 from bilevel._linalg import lbfgs_pairs
+from bilevel._outer.balanced import Balanced, Shares
+from bilevel._outer.base import Base
 from bilevel._outer.bfgs import descend
 from bilevel._outer.predict import Secants
+from bilevel._outer.programs import Stop
 from bilevel._outer.region import keep_certifiable
 from bilevel.problems import LogisticRegression, Quadratic
 
@@ -270,7 +274,20 @@ class Solved(bilevel.AbstractProblem):
 @pytest.mark.parametrize("k", [1e-10, 1e-12, 1e-14])
 def test_a_base_without_error_is_not_refined_for_ever(k):
     solution = bilevel.solve(Solved(jnp.asarray(k)), np.array([0.3, -0.7]), tol=0.0, max_cost=20_000)
-    assert solution.result != RESULTS.max_cost_reached and solution.cost < 10_000
+    assert solution.result == RESULTS.accuracy_floor and solution.cost < 10_000
+
+
+def test_rounding_is_named_where_it_keeps_trials_from_being_judged():
+    """At the floor a trial can be cut off before it is as accurate as was asked: no looser rule would have helped."""
+    for floor, judged, result in (
+        (True, False, RESULTS.accuracy_floor), (False, True, RESULTS.accuracy_floor),
+        (False, False, RESULTS.no_decrease),
+    ):  # fmt: skip
+        assert Balanced().harder(Shares(1e-9, 1e-9, 3.0), floor, judged).C == 0.5
+        with pytest.raises(Stop) as stop:
+            Balanced().harder(Shares(1e-9, 1e-9, 0.5), floor, judged)
+        assert stop.value.result == result
+        assert Base.stuck(SimpleNamespace(norm=1.0, x_floor=floor, judged=judged)) == result
 
 
 @pytest.mark.parametrize("low", [-6.0, -1.0])

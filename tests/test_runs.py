@@ -19,6 +19,7 @@ from test_checkpoint import THETA0, assert_same, quadratic, solve
 
 import bilevel
 from bilevel import RESULTS, _run
+from bilevel._outer.search import Judgement, Verdict
 from bilevel.problems import Quadratic, TotalVariation
 
 STOPPED = (
@@ -287,3 +288,29 @@ def test_a_bar_on_a_terminal_and_in_a_notebook_and_nowhere_else(monkeypatch, str
         text = "" if stderr is None else stderr.getvalue()
         assert bool(text) == (shown and progress)
         assert not text or ("bilevel" in text and "step 1, value" in text and "Ctrl-C once more" in text)
+
+
+def test_refining_the_base_is_not_charged_to_the_trial():
+    """cap(trial) is of the trial's own cost; refining the base is work at theta_k, and the trial's at theta_{k+1}."""
+    verdicts, seen = [Verdict.REFINE_BASE, Verdict.REFINE_TRIAL], []
+
+    class Refining(bilevel.CertifiedBacktracking):
+        def judge(self, memory, base, trial, slope, length):
+            if not verdicts:
+                return super().judge(memory, base, trial, slope, length)
+            verdict = verdicts.pop(0)
+            return Judgement(verdict, memory, (base if verdict is Verdict.REFINE_BASE else trial).eps / 100)
+
+    class Recording(bilevel.Adjoint):
+        def solve(self, base, trial, x, eps, cap, q):
+            begun = base.meter.counts.cost
+            point = super().solve(base, trial, x, eps, cap, q)
+            seen.append((cap, begun, base.meter.counts.cost, base.memory.work))
+            return point
+
+    method = bilevel.Method(bilevel.Adaptive(1e-1, 1e-1), Refining(step=1e-2), gradient=Recording())
+    state, info = next(bilevel.iterate(quadratic(), THETA0, method))
+    (cap, begun, ended, work), (left, again, last, more) = seen
+    assert info.result is None and state.steps == 1
+    assert again > ended and left == cap - (ended - begun)
+    assert more == work + again - ended and state.memory.work == ended - begun + last - again

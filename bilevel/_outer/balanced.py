@@ -62,7 +62,7 @@ class Balanced(AbstractAccuracy):
 
     def harder(self, asked, floor, judged):
         if asked.C < 1:  # -z itself is certified to descend, and no step along it could be shown to
-            raise Stop(RESULTS.accuracy_floor if judged else RESULTS.no_decrease)
+            raise Stop(RESULTS.accuracy_floor if judged or floor else RESULTS.no_decrease)
         return asked._replace(C=CERTAIN)
 
     def accepted(self, asked):

@@ -76,16 +76,15 @@ class Base:
 
     def solve(self, eps: float, q: Vector | None = None) -> None:
         """x to eps, or to the floor."""
+        begun = self.meter.counts.cost
         self.point = solved_to(self.meter, self.theta, self.point, eps, q)
+        self.remember(work=self.memory.work + self.meter.counts.cost - begun)
         self.x_floor = self.eps > ROUNDED * eps
 
     def certify(self, eps: float, delta: float) -> None:
         """x to eps, q to delta, z and omega, as far as that is not done yet."""
         if self.eps > ROUNDED * eps and not self.x_floor:
-            spent = self.meter.counts.cost
             self.solve(eps)
-            if self.charged:
-                self.remember(work=self.memory.work + self.meter.counts.cost - spent)
             self.gradient = None
         if self.gradient is None or (self.delta > ROUNDED * delta and not self.q_floor):
             self.differentiate(delta)
@@ -163,7 +162,7 @@ class Base:
 
     def stuck(self) -> RESULTS:
         """Why there is no step: z is zero, or the step is lost in the rounding of theta, or every trial failed."""
-        judged = self.judged
+        judged = self.judged or self.x_floor  # at the floor a trial is not solved better than the base
         if self.norm == 0:  # by this accuracy, or by all that there is?
             _, best = refine(self.meter, self.theta, self.point, self.gradient, lambda z: float(z.norm) / 2)
             judged = float(best.norm) < float(best.error)

@@ -69,7 +69,6 @@ class Method(AbstractMethod):
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
         base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box)
-        base.charged = not self.search.corrects
         accepted, alpha, result = None, math.nan, None
         try:
             while accepted is None:
@@ -125,9 +124,9 @@ class Method(AbstractMethod):
         """The verdict on a trial, its point and what that cost: trial and base solved on until accuracy is not what the
         verdict lacks."""
         q = base.memory.q if self.search.corrects else None
-        wanted, begun = self.accuracy.trial(base.memory.asked), base.meter.counts.cost
-        eps, cap = self.search.eps(base.memory.search, trial.slope, wanted), self.search.allowance(base.memory.work)
-        point = self.gradient.solve(base, trial.theta, trial.x, eps, cap, q)
+        wanted, cap = self.accuracy.trial(base.memory.asked), self.search.allowance(base.memory.work)
+        eps = self.search.eps(base.memory.search, trial.slope, wanted)
+        point, cost = self.solve(base, trial.theta, trial.x, eps, cap, q)
         while True:
             seen = interval(point, eps, wanted)
             base.judged = seen is not None
@@ -136,7 +135,16 @@ class Method(AbstractMethod):
                 case Verdict.REFINE_BASE:
                     base.solve(judgement.eps, q)
                 case Verdict.REFINE_TRIAL:
-                    eps, left = judgement.eps, cap - (base.meter.counts.cost - begun)
-                    point = self.gradient.solve(base, trial.theta, point.lower.x, eps, left, q)
+                    eps = judgement.eps
+                    point, more = self.solve(base, trial.theta, point.lower.x, eps, cap - cost, q)
+                    cost += more
                 case verdict:
-                    return verdict, point, base.meter.counts.cost - begun
+                    return verdict, point, cost
+
+    def solve(
+        self, base: Base, theta: Vector, x: Vector, eps: float, cap: float, q: Vector | None
+    ) -> tuple[Point, int]:
+        """A trial's lower level from the guess x, and what that alone cost."""
+        begun = base.meter.counts.cost
+        point = self.gradient.solve(base, theta, x, eps, cap, q)
+        return point, base.meter.counts.cost - begun
