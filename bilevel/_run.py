@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from . import _checkpoint as checkpoints
 from ._counts import Counts
 from ._interrupt import Interrupt
-from ._outer.method import Info, State
+from ._outer.method import AbstractMethod, Info, State
 from ._results import RESULTS, Solution
 
 COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "delta", "step")
@@ -128,14 +128,16 @@ def between(state: State) -> Info:
     )  # fmt: skip
 
 
-def solution(state: State, info: Info, result: RESULTS, record: Record, by_default: bool, keep: bool) -> Solution:
+def solution(
+    state: State, info: Info, result: RESULTS, record: Record, method: AbstractMethod, by_default: bool, keep: bool
+) -> Solution:
     """`by_default`: no tolerance was given; `keep`: with the state."""
     return Solution(
         theta=state.theta, x=state.point.lower.x, value=info.value, value_error=info.value_error,
         gradient_norm=info.gradient_norm, gradient_error=info.gradient_error,
         certified=state.point.certified if info.certificate == "none" else info.certificate != "estimated",
         result=result, tol=state.tol, history=record.history(), thetas=record.stacked(), counts=state.counts,
-        steps=state.steps, seconds=state.seconds, compile_seconds=state.compile_seconds,
+        steps=state.steps, seconds=state.seconds, compile_seconds=state.compile_seconds, method=method,
         state=state if keep else None, detail=detail(result, info, state.tol, by_default),
     )  # fmt: skip
 

@@ -117,7 +117,7 @@ def solve(
         line = bar(progress, total=max_cost, initial=start.counts.cost, unit=" products", desc="bilevel")
         save = Saver(checkpoint, record, prints)
         ended = follow(steps, start, record, save, every, callback, line, interrupt)
-    return solution(*ended, record, tol is None, keep_state)
+    return solution(*ended, record, method, tol is None, keep_state)
 
 
 def _start(method, problem, theta0, x0, max_cost):

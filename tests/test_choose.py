@@ -45,3 +45,8 @@ def test_the_method_that_is_left_open_is_settled_and_a_named_solver_stays():
     assert bilevel.quasi_newton().settle(TV, THETA, x) == bilevel.quasi_newton(solver=Nesterov())
     named = bilevel.quasi_newton(solver=LBFGS(5))
     assert named.settle(TV, THETA, x) is named
+
+
+def test_the_solver_that_was_chosen_is_told():
+    solution = bilevel.solve(TV, THETA, max_steps=0, max_cost=20)
+    assert solution.method.solver == Nesterov()
