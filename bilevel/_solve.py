@@ -40,10 +40,8 @@ def iterate(
 
     Arguments as in `solve`; `state` goes on from one that was yielded before, with the same other arguments.
     """
-    method = quasi_newton() if method is None else method
     _check_limits(tol, max_steps, max_cost)
-    problem, theta0, x0 = prepare(problem, theta0, x0)
-    method = method.settle(problem, theta0, x0)
+    problem, theta0, x0, method = _ready(problem, theta0, x0, method)
     yield from _iterate(problem, theta0, method, tol, max_steps, max_cost, make_box(bounds, theta0), x0, state)
 
 
@@ -101,11 +99,9 @@ def solve(
     **Raises** ValueError or TypeError for inputs that cannot be run: NaN, shapes, dtypes, a missing checkpoint, or one
     that is there and would be overwritten unasked.
     """
-    method = quasi_newton() if method is None else method
     _check_limits(tol, max_steps, max_cost, every)
     resumed = checkpoints.goes_on(checkpoint, resume, overwrite)
-    problem, theta0, x0 = prepare(problem, theta0, x0)
-    method = method.settle(problem, theta0, x0)
+    problem, theta0, x0, method = _ready(problem, theta0, x0, method)
     box, record, prints = make_box(bounds, theta0), Record(theta0), {}
     if checkpoint is not None:
         prints = checkpoints.fingerprint(problem, method, {"theta0": theta0, "x0": x0, "box": box})
@@ -118,6 +114,12 @@ def solve(
         save = Saver(checkpoint, record, prints)
         ended = follow(steps, start, record, save, every, callback, line, interrupt)
     return solution(*ended, record, method, tol is None, keep_state)
+
+
+def _ready(problem, theta0, x0, method):
+    problem, theta0, x0 = prepare(problem, theta0, x0)
+    method = quasi_newton() if method is None else method
+    return problem, theta0, x0, method.settle(problem, theta0, x0)
 
 
 def _start(method, problem, theta0, x0, max_cost):
