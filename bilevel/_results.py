@@ -61,6 +61,11 @@ class RESULTS(eqx.Enumeration):
     )
 
 
+def told(result: RESULTS) -> RESULTS:
+    """What a program returned, on the host: comparing it there is no program."""
+    return jax.device_get(result)
+
+
 class Solution(eqx.Module):
     """What `solve` found.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -43,8 +44,8 @@ class Pairs(eqx.Module):
 def empty(like: Vector, slots: int) -> Pairs:
     """No pairs yet: B = 1."""
     leaf = jax.tree.leaves(like)[0]
-    products, gamma = jnp.zeros((slots, slots), leaf.dtype), jnp.ones((), leaf.dtype)
-    rest = replicate((products, gamma, jnp.asarray(0, jnp.int32)), like)
+    rest = np.zeros((slots, slots), leaf.dtype), np.ones((), leaf.dtype), np.zeros((), np.int32)
+    rest = replicate(jax.device_put(rest), like)
     return Pairs(stack(like, slots), stack(like, slots), *rest)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._certificate.gradient import Hypergradient
 from .._certificate.value import Point
 from .._linalg.vectors import Vector
-from .._results import RESULTS
+from .._results import RESULTS, told
 from .direction import AbstractDirection, Heading
 from .method import ROUNDED, Info, State
 from .predict import AbstractPredictor
@@ -94,7 +94,7 @@ class Base:
     def differentiate(self, delta: float) -> None:
         """z, omega and what they tell."""
         self.point, self.gradient = self.meter.differentiate(self.theta, self.point, self.memory.q, delta)
-        self.q_floor = bool(self.gradient.result == RESULTS.accuracy_floor)
+        self.q_floor = bool(told(self.gradient.result) == RESULTS.accuracy_floor)
         self.memory = self.memory._replace(q=self.gradient.q)
         self.z = self.gradient.gradient
         self.show(self.gradient)
@@ -146,11 +146,11 @@ class Base:
         """theta+ = P(theta + alpha d), where log(L/mu) is at most `limit`."""
         dtype = self.point.value.dtype
         alpha, limit = jnp.asarray(alpha, dtype), None if limit is None else jnp.asarray(limit, dtype)
-        trial, x, *told = self.meter.call(
+        trial, x, *lengths = self.meter.call(
             propose, self.meter.problem, predictor, self.memory.guesses, self.theta, x, self.z, d, alpha, limit,
             self.box,
         )  # fmt: skip
-        return Trial(trial, x, *map(float, jax.device_get(told)))
+        return Trial(trial, x, *map(float, jax.device_get(lengths)))
 
     def interval(self) -> Interval:
         """What is known of the value, with what rounding allows of x as this step found it."""
@@ -184,9 +184,10 @@ class Base:
 
 def interval(point: Point, eps: float, asked: Any) -> Interval | None:
     """The interval of a point that was solved to eps; None if its solve was cut off or broke."""
-    value, error, reached = float(point.value), float(point.value_error), float(point.lower.error)
-    low, high = float(point.value - point.below), float(point.value + point.value_error)
-    floor = bool(point.lower.result == RESULTS.accuracy_floor)
+    lower = point.lower
+    numbers = jax.device_get((point.value, point.below, point.value_error, lower.error))
+    value, below, error, reached = map(float, numbers)
+    low, high, floor = value - below, value + error, bool(told(lower.result) == RESULTS.accuracy_floor)
     if not math.isfinite(high - low) or (reached > ROUNDED * eps and not floor):
         return None
     return Interval(low, value, high, error, reached, floor, asked)

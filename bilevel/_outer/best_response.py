@@ -25,7 +25,7 @@ from .._linalg.norms import norm
 from .._linalg.vectors import Vector
 from .._problem import cross_transpose_product
 from .._program import program
-from .._results import RESULTS
+from .._results import RESULTS, told
 from .base import Base
 from .gradient import AbstractGradient
 from .overheads import overheads
@@ -116,7 +116,7 @@ class BestResponse(AbstractGradient):
             lower_gradients=counts.lower_gradients + gradients, cross_products=counts.cross_products + turned
         )
         for broken in (RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.not_convex):
-            if point.lower.result == broken:
+            if told(point.lower.result) == broken:
                 raise Stop(broken)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .._certificate import gradient as gradients
@@ -21,11 +22,12 @@ from .._linalg.norms import norm
 from .._linalg.vectors import Vector
 from .._problem import AbstractProblem
 from .._program import program
-from .._results import RESULTS
+from .._results import RESULTS, told
 from .overheads import overheads
 from .region import keep_certifiable, project, stationarity
 
 UNLIMITED = 2**30
+BROKEN = RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.not_convex, RESULTS.max_cost_reached
 
 evaluate = program(value.evaluate)
 enclose = program(value.enclose)
@@ -82,9 +84,9 @@ class Meter:
         return time.perf_counter() - self._start - self.compile_seconds
 
     @property
-    def seed(self) -> jax.Array:
+    def seed(self) -> np.ndarray:
         """Of what is drawn next: new at every cost, and the same in a run that is repeated or resumed."""
-        return jnp.asarray(self.counts.cost % UNLIMITED, jnp.int32)
+        return np.asarray(self.counts.cost % UNLIMITED, np.int32)
 
     def read(self) -> tuple[Counts, float]:
         """What was spent so far: cost by kind, and seconds."""
@@ -118,7 +120,7 @@ class Meter:
         if self.left < known.solve + correction:
             raise Stop(RESULTS.max_cost_reached)
         cap = max(cap, known.solve + correction)
-        allowed = jnp.asarray(int(min(cap, self.left, UNLIMITED)) - correction, jnp.int32)
+        allowed = np.asarray(int(min(cap, self.left, UNLIMITED)) - correction, np.int32)
         eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
         learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
         point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt, self.seed)
@@ -143,17 +145,12 @@ class Meter:
         have contradicted an estimate of mu."""
         if self.left < overheads(self.problem, point.lower.x, theta).certificate + 1:
             raise Stop(RESULTS.max_cost_reached)
-        allowed = jnp.asarray(int(min(self.left, UNLIMITED)), jnp.int32)
+        allowed = np.asarray(int(min(self.left, UNLIMITED)), np.int32)
         delta = jnp.asarray(delta, point.lower.error.dtype)
         gradient = self._call(differentiate, self.problem, theta, point.lower, q, delta, allowed, self.seed)
         self.add(gradient)
-        for result in (
-            RESULTS.non_finite,
-            RESULTS.not_strongly_convex,
-            RESULTS.not_convex,
-            RESULTS.max_cost_reached,
-        ):
-            if gradient.result == result:
+        for result in BROKEN:
+            if told(gradient.result) == result:
                 raise Stop(result)
         return self.corrected_mu(theta, point, gradient), gradient
 

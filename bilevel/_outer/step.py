@@ -17,7 +17,7 @@ from .._certificate.value import Point
 from .._linalg.vectors import Vector
 from .._lower.choose import choose
 from .._lower.solver import AbstractLowerSolver
-from .._results import RESULTS
+from .._results import RESULTS, told
 from .accuracy import AbstractAccuracy
 from .base import Base, Trial, interval
 from .direction import AbstractDirection, Steepest
@@ -113,7 +113,7 @@ class Method(AbstractMethod):
                         base.remember(asked=asked)
                         return None, math.nan
                 case Verdict.TIGHTEN:
-                    floor = base.x_floor or (base.eps == 0 and point.lower.result == RESULTS.accuracy_floor)
+                    floor = base.x_floor or (base.eps == 0 and told(point.lower.result) == RESULTS.accuracy_floor)
                     base.remember(asked=self.accuracy.harder(base.memory.asked, floor, base.judged))
                     base.forget(self.direction)
                     return None, math.nan
