@@ -8,10 +8,9 @@ Count = Int[Array, ""]
 
 
 class Counts(NamedTuple):
-    """Cost by kind. Each gradient or value of h, each H v, J v and J^T q counts 1."""
+    """Cost by kind. Each gradient of h, each H v, J v and J^T q counts 1."""
 
     lower_gradients: int = 0
-    lower_values: int = 0
     hessian_products: int = 0
     cross_products: int = 0
 

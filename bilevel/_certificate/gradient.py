@@ -49,7 +49,6 @@ class Hypergradient(eqx.Module):
     mu: Scalar
     eps: Scalar
     result: RESULTS
-    lower_gradients: Count
     hessian_products: Count
     cross_products: Count
     per_eps: Scalar
@@ -122,7 +121,6 @@ def differentiate(
     extra_hessian = 1 + DIRECTIONS if declared.M_H is None else 0
     return Hypergradient(
         z, size, omega, q, achieved, mu, eps, result,
-        lower_gradients=jnp.asarray(0, jnp.int32),
         hessian_products=solution.products + extra_hessian,
         cross_products=jnp.asarray(overhead - extra_hessian, jnp.int32),
         per_eps=amplified * (known.M_H + L_upper) + known.M_J + L_upper_theta,
