@@ -9,6 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from bilevel import stn
+from bilevel._outer.programs import Meter
 from bilevel.stn._tune import start
 from bilevel.stn.train import Losses
 
@@ -159,6 +160,25 @@ def test_a_diverging_run_ends_with_its_last_good_epoch(tmp_path):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(run.state))
     with np.load(path) as file:
         np.testing.assert_array_equal(file["history/valid_loss"], run.history["valid_loss"])
+
+
+def test_a_second_run_compiles_nothing():
+    """Other weights and keys, losses written anew: the same programs. Another constant in a loss is not the same."""
+
+    def runs(strength, factor):
+        net = jax.tree.map(lambda leaf: factor * leaf if eqx.is_inexact_array(leaf) else leaf, Net(4, 5, 2))
+        losses = (lambda *a: train_loss(*a)), (lambda model, batch: strength * valid_loss(model, batch))
+        tuned = tune(model=stn.convert(net, SPACE, key=KEY), losses=losses, epochs=1)
+        stn.replay(
+            net, tuned.schedule, *losses, small(40), small(24), optax.adam(1e-2), key=KEY, epochs=1, batch_size=10
+        )
+        return tuned.history["valid_loss"][0]
+
+    runs(1.0, 1.0)
+    before = Meter.compilations
+    first = runs(1.0, 0.5)
+    assert Meter.compilations == before
+    assert runs(2.0, 0.5) == pytest.approx(2 * first, rel=0.3) and Meter.compilations > before
 
 
 def test_a_schedule_is_saved_and_replayed(tmp_path):

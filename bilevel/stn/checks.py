@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .compiled import compiled
 from .layers import Response
 from .space import Space
 from .train import Losses, State
@@ -62,13 +63,17 @@ def check_losses(losses: Losses, state: State, train: PyTree, valid: PyTree, key
         if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
             raise TypeError(f"{name} must return a scalar of floating dtype, the mean over the batch; not {shape}")
 
-    def loss(weights):
-        return losses.response(eqx.combine(weights, state.responses), None, two)
+    def along(weights, direction, responses, batch):
+        def loss(weights):
+            return losses.response(eqx.combine(weights, responses), None, batch)
+
+        return jax.jvp(loss, (weights,), (direction,))
 
     # a derivative along a direction that no symmetry singles out
     keys = iter(jax.random.split(key, len(jax.tree.leaves(state.weights))))
     direction = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype), state.weights)
-    value, slope = jax.jit(lambda w, dw: jax.jvp(loss, (w,), (dw,)))(state.weights, direction)
+    arguments = state.weights, direction, state.responses, two
+    value, slope = compiled(jax.jit(along).trace(*arguments), *arguments)(*arguments)
     if not bool(jnp.isfinite(value)):
         raise ValueError(f"valid_loss is {float(value)} before the first step: check the data and the model")
     if not bool(slope != 0):

@@ -7,7 +7,6 @@ k is the run that was interrupted, bit for bit.
 import hashlib
 import math
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .. import _checkpoint as checkpoints
 from .._bar import bar
+from .compiled import compiled, text
 
 
 class OUTCOMES(eqx.Enumeration):
@@ -118,7 +118,7 @@ def run(
     prints = _fingerprint(traced, state, train, valid, key) if checkpoint is not None else {}
     if resumed:  # the program is told by its text, which JAX writes in other words in other versions
         state, history = checkpoints.load(checkpoint, state, prints, fragile=["model, losses or method"])
-    epoch = traced.lower().compile()
+    epoch = compiled(traced, state, train, valid, key)
     compile_seconds = time.perf_counter() - began
 
     began = time.perf_counter() - (history["seconds"] or [0.0])[-1]
@@ -161,13 +161,12 @@ def _note(history, record, seconds):
 
 def _fingerprint(traced, state, train, valid, key):
     """The traced epoch is the model, the losses, the method and its optimisers with their constants, all in one."""
-    program = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))
     raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     data = hashlib.sha256()
     for leaf in jax.tree.leaves((state, train, valid, raw)):
         data.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
     return {
-        "model, losses or method": hashlib.sha256(program.encode()).hexdigest(),
+        "model, losses or method": text(traced),
         "weights, data or key": data.hexdigest(),
         "versions": checkpoints.versions(),
     }
