@@ -25,7 +25,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door $(EXPERIMENTS) $(NETWORKS) clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(EXPERIMENTS) $(NETWORKS) clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -79,6 +79,9 @@ front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python experiments/responses.py $(MODE)
+
+docs-examples: $(READY)  ## a direction, an optax step, a search, a solver and a preconditioner of one's own: docs/, minutes
+	set -e; for page in docs/extend_*.py; do MPLBACKEND=Agg $(BIN)/python $$page; done
 
 $(EXPERIMENTS) $(NETWORKS): $(PEERS)
 	$(BIN)/python experiments/$@.py $(MODE)

@@ -9,6 +9,7 @@ and digits, and before the first draw on the others, so every method pays for wh
 lower level by L-BFGS. `make bench`; `make bench-full` adds FoE, MNIST, and the default with its parts left out.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,13 +42,13 @@ METHODS = {
 PARTS = {
     "over Nesterov": bilevel.quasi_newton(solver=bilevel.Nesterov()),
     "over Newton-CG": bilevel.quasi_newton(solver=bilevel.NewtonCG()),
-    "no prediction": bilevel.QuasiNewton(predictor=bilevel.Previous()),
-    "-z certified (C < 1)": bilevel.QuasiNewton(C=0.99),
-    "C = 1": bilevel.QuasiNewton(C=1.0),
-    "C = 30": bilevel.QuasiNewton(C=30.0),
-    "C = 300": bilevel.QuasiNewton(C=300.0),
-    "ten pairs": bilevel.QuasiNewton(pairs=10),
-    "one pair": bilevel.QuasiNewton(pairs=1),
+    "no prediction": replace(bilevel.quasi_newton(), predictor=bilevel.Previous()),
+    "-z certified (C < 1)": replace(bilevel.quasi_newton(), accuracy=bilevel.Balanced(C=0.99)),
+    "C = 1": replace(bilevel.quasi_newton(), accuracy=bilevel.Balanced(C=1.0)),
+    "C = 30": replace(bilevel.quasi_newton(), accuracy=bilevel.Balanced(C=30.0)),
+    "C = 300": replace(bilevel.quasi_newton(), accuracy=bilevel.Balanced(C=300.0)),
+    "ten pairs": replace(bilevel.quasi_newton(), direction=bilevel.QuasiNewton(pairs=10)),
+    "one pair": replace(bilevel.quasi_newton(), direction=bilevel.QuasiNewton(pairs=1)),
 }
 LONG, CERTIFIED, SIXTEEN = ("FoE", "MNIST"), "TV, certified", "TV, sixteen"
 SHOWN = ("TV", "digits 640, 1e-2", *LONG)  # the curves of their first draws are logged, for the figure

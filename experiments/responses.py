@@ -4,14 +4,15 @@ The same three problems for all: total variation, (log weight, log smoothing), o
 Experts, 12 filters 5 x 5 with weights and smoothings (324), on 10 of 48 x 48; logistic regression with one penalty for
 each of the 1 440 weights, on MNIST. Without these data, images and digits that scikit-image and scikit-learn carry.
 
-maid() and certified quasi-Newton descent start each trial's lower level from the last x ("previous"), from the affine
-response through points solved before ("secants", which cost nothing), or from one fitted at perturbed theta, whose
-gradients count. Self-tuning descends through the fitted response and certifies no step; `slow` has a fifth of the
-default's learning rate and twice its fitting steps. On each problem all have the same lower-level solver, and f is
-judged by an accurate solve, not counted. `make responses`, or `python experiments/responses.py`.
+maid() and certified quasi-Newton descent start each trial's lower level from the last x ("previous"), or from the
+affine response through points solved before ("secants", which cost nothing). Self-tuning descends through a response
+fitted at perturbed theta, whose gradients count, and certifies no step; `slow` has a fifth of the default's learning
+rate and twice its fitting steps. On each problem all have the same lower-level solver, and f is judged by an accurate
+solve, not counted. `make responses`, or `python experiments/responses.py`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ from tqdm import tqdm
 
 import bilevel
 from bilevel import problems
-from bilevel._outer.quasi_newton import QuasiNewton
 from bilevel.problems import data, foe, labelled
 
 jax.config.update("jax_enable_x64", True)
@@ -36,7 +36,6 @@ TUNING = "#17A2A2"
 LOOKS = {  # colour and line
     "maid": (style.COLOURS["maid"], "-"),
     "maid, secants": (style.COLOURS["maid"], "--"),
-    "maid, fitted": (style.COLOURS["maid"], ":"),
     "quasi-newton, previous": (style.COLOURS["quasi-newton"], "--"),
     "quasi-newton, secants": (style.COLOURS["quasi-newton"], "-"),
     "self-tuning": (TUNING, "-"),
@@ -46,14 +45,13 @@ SHARES = (0.1, 0.01, 0.001)  # of what the best run gains, left to gain
 
 
 class Case(NamedTuple):
-    """A problem, its start and box, the solver that all methods use, the fitted predictor's rank, the budget, and how
-    accurately x is solved to judge a theta."""
+    """A problem, its start and box, the solver that all methods use, the budget, and how accurately x is solved to
+    judge a theta."""
 
     problem: bilevel.AbstractProblem
     theta0: Any
     bounds: tuple[float, float] | None
     solver: Any
-    rank: int
     budget: int
     eps: float
     config: dict[str, Any]
@@ -64,7 +62,7 @@ def total_variation(source: str, smoke: bool) -> Case:
     train, _ = data.denoising_set(source, sigma=0.1, seed=0, size=size)
     problem = problems.TotalVariation(train.clean, train.noisy)
     config = {"images": len(train.names), "size": size}
-    return Case(problem, np.array([-5.0, -5.0]), None, bilevel.Nesterov(), 2, budget, 1e-4, config)
+    return Case(problem, np.array([-5.0, -5.0]), None, bilevel.Nesterov(), budget, 1e-4, config)
 
 
 def fields_of_experts(source: str, smoke: bool) -> Case:
@@ -75,7 +73,7 @@ def fields_of_experts(source: str, smoke: bool) -> Case:
     scale = theta0.pop("scale")
     problem = ZeroMean(clean, noisy, fixed={"scale": scale})
     config = {"images": len(clean), "size": size, "filters": [filters, width, width]}
-    return Case(problem, theta0, None, bilevel.LBFGS(), 2, budget, 1e-3, config)
+    return Case(problem, theta0, None, bilevel.LBFGS(), budget, 1e-3, config)
 
 
 def logistic_regression(source: str, smoke: bool) -> Case:
@@ -86,7 +84,7 @@ def logistic_regression(source: str, smoke: bool) -> Case:
         shape, budget, config = ((1, 10), 150, {}) if smoke else ((64, 10), 2000, {"data": "digits"})
     problem = problems.LogisticRegression(*parts[0], *parts[1])
     # below -12 a penalty is none, above 4 its weight is zero
-    return Case(problem, np.full(shape, -4.0), (-12.0, 4.0), bilevel.LBFGS(), 2, budget, 1e-3, config)
+    return Case(problem, np.full(shape, -4.0), (-12.0, 4.0), bilevel.LBFGS(), budget, 1e-3, config)
 
 
 CASES: dict[str, Callable[[str, bool], Case]] = {
@@ -97,13 +95,13 @@ CASES: dict[str, Callable[[str, bool], Case]] = {
 
 
 def methods(case: Case) -> dict[str, Any]:
-    solver, fitted = case.solver, bilevel.FittedResponse(case.rank, steps=2)
+    solver = case.solver
+    default = bilevel.quasi_newton(solver=solver)
     made = (
         bilevel.maid(solver=solver),
         bilevel.maid(solver=solver, predictor=bilevel.Secants()),
-        bilevel.maid(solver=solver, predictor=fitted),
-        QuasiNewton(solver=solver, predictor=bilevel.Previous()),
-        QuasiNewton(solver=solver, predictor=bilevel.Secants()),
+        replace(default, predictor=bilevel.Previous()),
+        default,
         bilevel.self_tuning(solver=solver),
         bilevel.self_tuning(optax.adam(0.02), steps=8, solver=solver),
     )

@@ -11,7 +11,6 @@ import pytest
 import bilevel
 from bilevel import RESULTS
 from bilevel._outer.accuracy import Asked
-from bilevel._outer.direction import plain
 from bilevel._outer.programs import Meter
 from bilevel._outer.reached import Interval, Reached
 from bilevel._outer.search import Judgement, Step, Verdict
@@ -176,11 +175,6 @@ def interval(low, high):
     return Interval(low, (low + high) / 2, high, (high - low) / 2, 1.0, False, ANY)
 
 
-def heading(length):
-    """As `Base.turn` hands it on, in plain numbers."""
-    return jax.tree.map(lambda v: v.item(), plain(jnp.asarray([length])))
-
-
 def test_backtracking_accepts_only_separated_intervals():
     """upper(trial) - lower(base) <= -lambda alpha ||z||^2, lambda = 1e-8; then alpha *= 10/9 and the count restarts."""
     rule = bilevel.maid(step=2.0).search
@@ -197,7 +191,7 @@ def test_backtracking_accepts_only_separated_intervals():
 def test_backtracking_follows_the_published_script():
     """rho = 0.5, ten trials, then accuracy is asked for; again from the first step with one trial more each time."""
     rule = bilevel.maid(step=1.0).search
-    memory = rule.first(rule.init(1.0), heading(7.0), norm=7.0, size=3)
+    memory = rule.first(rule.init(1.0), bilevel.Heading(), length=7.0, norm=7.0, size=3)
     base, worse, better = interval(9.0, 11.0), interval(12.0, 13.0), interval(1.0, 2.0)
     for allowed in (10, 11, 12):
         assert memory == Step(1.0, 1.0, 0, allowed)
@@ -222,13 +216,13 @@ def test_first_step_moves_each_hyperparameter_by_one():
     """sqrt(d) / ||z||, unless a step is given or z is zero."""
     for step, norm, alpha in ((None, 4.0, 0.75), (2.5, 4.0, 2.5), (None, 0.0, 1.0)):
         rule = bilevel.maid(step=step).search
-        assert rule.first(rule.init(1.0), heading(norm), norm=norm, size=9).alpha == alpha
+        assert rule.first(rule.init(1.0), bilevel.Heading(), length=norm, norm=norm, size=9).alpha == alpha
 
 
 def test_hoag_heuristic_has_its_three_branches():
     """With C = 0.25, Lam = 1/step, c the length of the step: reward, reject at 1.2 times worse, or just accept."""
     rule = bilevel.hoag(step=0.5).search
-    memory, length = rule.first(rule.init(1.0), heading(1.0), 1.0, 4), 0.1
+    memory, length = rule.first(rule.init(1.0), bilevel.Heading(), 1.0, 1.0, 4), 0.1
     base = interval(0, 20.0)._replace(value=10.0, asked=ANY._replace(tolerance=0.2))
     trial = interval(0, 20.0)._replace(asked=ANY._replace(tolerance=0.1))
     bound = 10.0 + 0.25 * 0.1 + 0.2 * 1.25 * length - 2.0 * length**2

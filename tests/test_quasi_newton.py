@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_descent import ONES, check_truth, denoising, quadratic, quadratic_truth, run, tv_truth
 
@@ -308,3 +309,24 @@ def test_the_preconditioner_is_near_the_hessian(low):
     eigenvalues = np.linalg.eigvalsh(root.T @ H @ root)
     plain = np.linalg.eigvalsh(H)
     assert eigenvalues[0] > 0 and eigenvalues[-1] / eigenvalues[0] < min(50, plain[-1] / plain[0])
+
+
+def test_entries_held_by_the_box_do_not_shorten_the_step():
+    """f = 1/2 sum of a (theta - b)^2; three entries sit on a bound that -z pushes against, 180 times as hard as
+    it pulls on the fourth. Counted in ||d||, they would make each first step a fraction of the one before."""
+    problem = Quadratic(np.eye(4), np.eye(4), np.diag([1.0, 1, 1, 0.05]), np.zeros(4), np.array([-9.0, -9, -9, 1]))
+    method = replace(bilevel.quasi_newton(), direction=bilevel.Steepest())
+    solution = bilevel.solve(problem, np.zeros(4), method, bounds=(0.0, 50.0), tol=1e-6, max_steps=60)
+    assert solution.converged
+    np.testing.assert_allclose(solution.theta, [0, 0, 0, 20], atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.3, 30.0])
+def test_adam_certified_decreases_f_and_starts_again_where_momentum_points_uphill(rate):
+    """alpha = 1 comes first; no step goes up; an uphill direction does not end the run."""
+    problem = quadratic()
+    method = replace(bilevel.quasi_newton(), direction=bilevel.Optax(optax.adam(rate)))
+    thetas, infos = run(problem, 3 * ONES, method, tol=1e-2, max_steps=400)
+    check_truth(problem, quadratic_truth, thetas, infos)
+    assert infos[-1].result == RESULTS.converged
+    assert infos[0].step == 1 or rate > 1

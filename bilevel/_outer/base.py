@@ -120,19 +120,19 @@ class Base:
         """Memory for the next step, if this one accepts a trial."""
         self.memory = self.memory._replace(**changes)
 
-    def turn(self, direction: AbstractDirection, search: AbstractSearch) -> tuple[Vector, Heading]:
-        """d from z, and what is known of it in plain numbers."""
+    def turn(self, direction: AbstractDirection, search: AbstractSearch) -> tuple[Vector, Heading, float]:
+        """d from z, and in plain numbers what is known of it and ||d||."""
         omega = jnp.asarray(self.omega, self.point.value.dtype)
-        memory, d, heading = self.meter.call(
+        memory, d, *told = self.meter.call(
             query, direction, self.memory.direction, self.theta, self.z, omega, self.box
         )  # fmt: skip
-        heading = jax.tree.map(lambda v: v.item(), jax.device_get(heading))
+        heading, length = jax.tree.map(lambda v: v.item(), jax.device_get(told))
         if not self.turned:
             self.turned = True
             self.remember(search=search.turned(self.memory.search, heading.learnt))
         self.remember(direction=memory)
         self.decrease = heading.left
-        return d, heading
+        return d, heading, length
 
     def forget(self, direction: AbstractDirection) -> None:
         self.remember(direction=direction.forget(self.memory.direction, self.theta))

@@ -14,7 +14,7 @@ from .._linalg import lbfgs_pairs
 from .._linalg.norms import norm
 from .._linalg.vectors import Scalar, Vector
 from .direction import AbstractDirection, Heading
-from .region import stationarity
+from .region import free, stationarity
 
 # y = z+ - z is meaningless where its error could be all of it; omega is some hundred times the error of z.
 MEANINGLESS = 0.01
@@ -48,7 +48,7 @@ class QuasiNewton(AbstractDirection):
         promised = jnp.where(used, -slope / 2, jnp.where(length > 0, jnp.inf, 0))
         # or as if all of z lay along the flattest direction seen: B knows little of those that it has not
         flattest = flatness(pairs) * stationarity(theta, z, box) ** 2
-        heading = Heading(length, used, learnt, promised, jnp.maximum(promised, flattest / 2))
+        heading = Heading(used, learnt, promised, jnp.maximum(promised, flattest / 2))
         return Memory(pairs, theta, z, omega), d, heading
 
     def forget(self, memory, theta):
@@ -58,10 +58,9 @@ class QuasiNewton(AbstractDirection):
 def descend(pairs, theta, z, box):
     """(d, whether B made it)."""
     if box is not None:
-        lo, hi = box
-        free = jax.tree.map(lambda t, z, lo, hi: ~((t <= lo) & (z > 0) | (t >= hi) & (z < 0)), theta, z, lo, hi)
-        z = jax.tree.map(lambda z, free: jnp.where(free, z, 0), z, free)
-        pairs = lbfgs_pairs.restrict(pairs, free)
+        moving = free(theta, z, box)
+        z = jax.tree.map(lambda z, free: jnp.where(free, z, 0), z, moving)
+        pairs = lbfgs_pairs.restrict(pairs, moving)
     d = optax.tree.scale(-1, lbfgs_pairs.apply(pairs, z))
     norms = norm(z) * norm(d)
     used = (jnp.max(jnp.diagonal(pairs.products)) > 0) & (optax.tree.vdot(z, d) < -1e-10 * norms) & jnp.isfinite(norms)

@@ -6,34 +6,36 @@ A direction decides no correctness: what it proposes is judged by the search.
 """
 
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from .._linalg.norms import norm
 from .._linalg.vectors import Box, Scalar, Vector
 
 
 class Heading(eqx.Module):
-    """What a direction says of its d, all of it scalars.
+    """What a direction says of its d; `Heading()` for one that knows nothing of f.
 
-    `length` is ||d||. `scaled`: d comes from a model of f, so that alpha = 1 is its natural step. `learnt`: the last
-    step told something of f's curvature. `promised` is the decrease that the model promises from here, `left` the most
-    that it leaves to be had; nan for a direction without a model.
+    `scaled`: d has the length that its author would go, so that alpha = 1 is tried first. `learnt`: the last step told
+    something of f's curvature; where it did not, a search for a scaled d begins with a longer step. `promised` is the
+    decrease that a model of f promises from here, `left` the most that it leaves to be had; nan without a model.
     """
 
-    length: Scalar
-    scaled: Bool[Array, ""]
-    learnt: Bool[Array, ""]
-    promised: Scalar
-    left: Scalar
+    scaled: Bool[Array, ""] | bool = False
+    learnt: Bool[Array, ""] | bool = False
+    promised: Scalar | float = math.nan
+    left: Scalar | float = math.nan
 
 
 class AbstractDirection(eqx.Module):
-    """All of it is traceable."""
+    """All of it is traceable: choices are `jnp.where`, not `if`. theta, z and d are pytrees of the same structure.
+
+    Only what `query` and `forget` return is remembered, and only if the step then accepts a trial; so a memory keeps
+    its structure, shapes and dtypes.
+    """
 
     @abc.abstractmethod
     def init(self, theta: Vector) -> Any:
@@ -41,10 +43,14 @@ class AbstractDirection(eqx.Module):
 
     @abc.abstractmethod
     def query(self, memory: Any, theta: Vector, z: Vector, omega: Scalar, box: Box) -> tuple[Any, Vector, Heading]:
-        """The memory with what (theta, z) tells, d, and what is known of it; ||z - grad f|| <= omega."""
+        """The memory with what (theta, z) tells, d, and what is known of it; ||z - grad f|| <= omega.
+
+        Asked again at the same theta where z has become more accurate: theta - theta_before is zero then.
+        `box`: (lo, hi) or None; theta + alpha d is projected on it."""
 
     def forget(self, memory: Any, theta: Vector) -> Any:
-        """The memory after steps along d were tried in vain."""
+        """The memory after steps along d were tried in vain. z gets more accurate next; from this memory, d should be
+        one along which f falls if z is grad f."""
         return memory
 
 
@@ -55,11 +61,4 @@ class Steepest(AbstractDirection):
         return None
 
     def query(self, memory, theta, z, omega, box):
-        return memory, optax.tree.scale(-1, z), plain(z)
-
-
-def plain(d: Vector) -> Heading:
-    """The heading of a direction without a model of f."""
-    length, false = norm(d), jnp.asarray(False)
-    nan = jnp.full_like(length, jnp.nan)
-    return Heading(length, false, false, nan, nan)
+        return memory, optax.tree.scale(-1, z), Heading()

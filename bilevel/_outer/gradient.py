@@ -72,7 +72,7 @@ def enough(base: Base, method: Any) -> bool:
         base.correct()
     if not base.by_default or base.norm + base.omega == 0:
         return True
-    _, heading = base.turn(method.direction, method.search)
+    _, heading, _ = base.turn(method.direction, method.search)
     if math.isnan(heading.left):
         return True
     most = DEFAULT_TOLERANCE * abs(float(base.point.value))

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .direction import AbstractDirection, plain
+from .direction import AbstractDirection, Heading
 
 
 class Optax(AbstractDirection):
     """`Optax(optax.adam(0.1))`: the update of `optimiser`, an optax gradient transformation, for the gradient z.
 
+    With a search that certifies, alpha = 1 is tried first, and where no step along d is accepted, as where momentum
+    points uphill, the optimiser starts again.
     Raises TypeError for what is no optax optimiser.
     """
 
@@ -39,4 +41,7 @@ class Optax(AbstractDirection):
 
     def query(self, memory, theta, z, omega, box):
         d, memory = self.optimiser.update(z, memory, theta)
-        return memory, d, plain(d)
+        return memory, d, Heading(scaled=True, learnt=True)
+
+    def forget(self, memory, theta):
+        return self.init(theta)

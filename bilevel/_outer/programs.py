@@ -24,7 +24,7 @@ from .._problem import AbstractProblem
 from .._program import program
 from .._results import RESULTS, told
 from .overheads import overheads
-from .region import keep_certifiable, project, stationarity
+from .region import free, keep_certifiable, project, stationarity
 
 UNLIMITED = 2**30
 BROKEN = RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.not_convex, RESULTS.max_cost_reached
@@ -39,7 +39,11 @@ measure = program(stationarity)
 
 @program
 def query(direction, memory, theta, z, omega, box):
-    return direction.query(memory, theta, z, omega, box)
+    """What the direction answers, and the length of what of d can move theta: with entries that are held, alpha would
+    be reckoned too short."""
+    memory, d, heading = direction.query(memory, theta, z, omega, box)
+    moving = d if box is None else jax.tree.map(lambda d, free: jnp.where(free, d, 0), d, free(theta, z, box))
+    return memory, d, jax.tree.map(jnp.asarray, heading), norm(moving)
 
 
 @program

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import Array, Bool, PyTree
 
 from .._linalg.norms import norm
 from .._linalg.vectors import Box, Scalar, Vector
@@ -18,6 +19,11 @@ from .._problem import AbstractProblem
 def project(theta: Vector, box: Box) -> Vector:
     """P(theta)."""
     return theta if box is None else jax.tree.map(jnp.clip, theta, *box)
+
+
+def free(theta: Vector, z: Vector, box: tuple[Vector, Vector]) -> PyTree[Bool[Array, "..."]]:
+    """Which entries of theta are not held: on a bound, with z pushing outwards (Bertsekas 1982)."""
+    return jax.tree.map(lambda t, z, lo, hi: ~((t <= lo) & (z > 0) | (t >= hi) & (z < 0)), theta, z, *box)
 
 
 def stationarity(theta: Vector, z: Vector, box: Box) -> Scalar:

@@ -45,8 +45,9 @@ class AbstractSearch(eqx.Module):
         return memory
 
     @abc.abstractmethod
-    def first(self, memory: Any, heading: Heading, norm: float, size: int) -> Any:
-        """The memory with the first alpha along a new d; norm is ||P(theta - z) - theta||, size that of theta."""
+    def first(self, memory: Any, heading: Heading, length: float, norm: float, size: int) -> Any:
+        """The memory with the first alpha along a new d. `length`: ||d||, without entries that the box holds; `norm`:
+        ||P(theta - z) - theta||; `size`: of theta. Asked again at the same theta after TIGHTEN."""
 
     def limit(self, memory: Any, reached: Reached) -> float | None:
         """The largest log(L/mu) at which a trial could still be certified; None: do not ask."""
@@ -91,7 +92,7 @@ class AbstractStep(AbstractSearch):
     def init(self, norm_g_x):
         return Step(math.nan, math.nan, 0, 0)
 
-    def first(self, memory, heading, norm, size):
+    def first(self, memory, heading, length, norm, size):
         if not math.isnan(memory.alpha):
             return memory
         alpha = self.step if self.step is not None else math.sqrt(size) / norm if norm > 0 else 1.0
@@ -115,7 +116,7 @@ class Always(AbstractSearch):
     def init(self, norm_g_x):
         return Step(1.0, 1.0, 0, 0)
 
-    def first(self, memory, heading, norm, size):
+    def first(self, memory, heading, length, norm, size):
         return memory
 
     def worthwhile(self, length, slope):

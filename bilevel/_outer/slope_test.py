@@ -46,14 +46,14 @@ class SlopeTest(AbstractSearch):
         # no curvature seen: the step was too short for it, or f is concave along it
         return memory._replace(grow=1.0 if learnt else 2 * memory.grow)
 
-    def first(self, memory, heading, norm, size):
-        length = heading.length
+    def first(self, memory, heading, length, norm, size):
         if not length > 0:
             alpha = 0.0
+        elif heading.scaled:
+            far = math.inf if math.isnan(memory.length) else FARTHER * memory.length / length
+            alpha = min(memory.grow, far)
         elif math.isnan(memory.length):
             alpha = math.sqrt(size) / length if self.step is None else self.step
-        elif heading.scaled:
-            alpha = min(memory.grow, FARTHER * memory.length / length)
         else:
             alpha = 2 * memory.length / length
         return memory._replace(alpha=alpha, trials=0, free=False)

@@ -87,9 +87,10 @@ class Method(AbstractMethod):
         """theta+ with its point, and alpha; or None where z is wanted more accurately first."""
         if self.search.corrects:
             base.correct()
-        d, heading = base.turn(self.direction, self.search)
+        d, heading, length = base.turn(self.direction, self.search)
         theta, x, reached = base.theta, base.point.lower.x, base.reached
-        base.remember(search=self.search.first(base.memory.search, heading, base.norm, optax.tree.size(theta)))
+        size = optax.tree.size(theta)
+        base.remember(search=self.search.first(base.memory.search, heading, length, base.norm, size))
         base.observe(self.predictor, theta, x)
         point, cost = base.point, 0
         while True:
