@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import DTypeLike
 
-from .data import _floating
+from .read_images import floating
 
 # Of the content, uncompressed: the same bytes are packed in many ways.
 _SHA256 = {
@@ -83,7 +83,7 @@ def digits(dtype: DTypeLike = np.float64) -> Labelled:
 
     Its 17 grey levels divided by 16. `ImportError` if the wheel is not installed.
     """
-    dtype = _floating(dtype)
+    dtype = floating(dtype)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -107,7 +107,7 @@ def split(data: Labelled, sizes: tuple[int, ...], *, seed: int) -> tuple[Labelle
 
 
 def _idx_set(name: str, size: int, dtype: DTypeLike, folder: str | os.PathLike | None) -> LabelledSet:
-    dtype = _floating(dtype)
+    dtype = floating(dtype)
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}.")
     data = os.environ.get("BILEVEL_DATA")
