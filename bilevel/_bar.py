@@ -12,11 +12,15 @@ def shown(progress: bool) -> bool:
 
 
 def bar(progress: bool, **options: Any) -> Any:
-    """A bar of tqdm's; of Jupyter's widgets where these are installed."""
+    """A bar of tqdm's; of Jupyter's widgets where these are installed. One that is not shown does nothing."""
+    if not shown(progress):
+        from tqdm import tqdm
+
+        return tqdm(disable=True, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without widgets tqdm says so, and is a line of text
         from tqdm.auto import tqdm  # looks where it is, so not before there is something to show
-    return tqdm(disable=not shown(progress), **options)
+    return tqdm(disable=False, **options)
 
 
 def _notebook() -> bool:

@@ -5,9 +5,11 @@ the run that was interrupted; and the versions, since under others the bits may 
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
+import types
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -65,7 +67,7 @@ def fingerprint(problem: PyTree, method: Any, options: dict[str, Any]) -> dict[s
 
 def _digest(tree: PyTree) -> str:
     """Of structure and numbers. A walk of our own: JAX prints a structure in other words in other versions."""
-    digest = hashlib.sha256()
+    digest, above = hashlib.sha256(), set()
 
     def walk(node, name=""):
         if isinstance(node, np.ndarray | np.generic | jax.Array | int | float | complex):
@@ -73,23 +75,41 @@ def _digest(tree: PyTree) -> str:
             digest.update(f"{name}: {array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
             return
-        kind = type(node).__qualname__
-        if dataclasses.is_dataclass(node) and not isinstance(node, type):
-            inside = {field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)}
-        elif isinstance(node, dict):
-            inside = {repr(key): node[key] for key in sorted(node, key=repr)}
-        elif (level := jax.tree_util.default_registry.flatten_one_level(node)) is not None:
-            inside = dict(enumerate(level[0]))
-            kind += "" if isinstance(node, list | tuple) else f" {level[1]!r}"
-        else:
-            kind, inside = repr(node), {}
-        # functions print with their address, which differs in every process
+        kind, inside = _inside(node)
+        if id(node) in above:  # a function that calls itself
+            inside = {}
+        # what has no print of its own prints with its address, which differs in every process
         digest.update(re.sub("0x[0-9a-f]+", "", f"{name}: {kind} of {len(inside)}").encode())
+        above.add(id(node))
         for key, child in inside.items():
             walk(child, f"{name}/{key}")
+        above.discard(id(node))
 
     walk(tree)
     return digest.hexdigest()
+
+
+def _inside(node: Any) -> tuple[str, dict[Any, Any]]:
+    """What a node is and what it is made of; a function, as an optimiser's is, of the constants that it holds."""
+    kind = type(node).__qualname__
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return kind, {field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)}
+    if isinstance(node, dict):
+        return kind, {repr(key): node[key] for key in sorted(node, key=repr)}
+    if isinstance(node, set | frozenset):
+        return kind, dict(enumerate(sorted(map(repr, node))))
+    if isinstance(node, types.FunctionType):
+        held = {k: cell.cell_contents for k, cell in enumerate(node.__closure__ or ()) if cell != types.CellType()}
+        numbers = [value for value in node.__code__.co_consts if isinstance(value, int | float | complex)]
+        return node.__qualname__, held | {"defaults": (node.__defaults__, node.__kwdefaults__), "numbers": numbers}
+    if isinstance(node, functools.partial) and not isinstance(node, jax.tree_util.Partial):
+        return kind, {"function": node.func, "args": node.args, "keywords": node.keywords}
+    if callable(node) and hasattr(node, "__wrapped__"):
+        return kind, {"wrapped": node.__wrapped__}
+    level = jax.tree_util.default_registry.flatten_one_level(node)
+    if level is None:
+        return repr(node), {}
+    return f"{kind} {'' if isinstance(node, list | tuple) else repr(level[1])}", dict(enumerate(level[0]))
 
 
 def save(path: str | os.PathLike, state: PyTree, history: dict[str, list], prints: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: killed anywhere, resumed to the same bits; nothing saved before is lost; damage is named."""
 
 import errno
+import functools
 import os
 import random
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel
@@ -236,10 +238,16 @@ def test_a_fingerprint_is_of_structure_numbers_and_constants():
         {"a": np.ones(3)}, {"b": np.ones(3)}, {"a": np.ones(3, np.float32)}, {"a": np.ones((3, 1))}, [np.ones(3)],
         (np.ones(3),), [[np.ones(3)], []], [[], [np.ones(3)]], {"a": "reflect"}, {"a": np.sin}, {"a": np.cos}, None,
         bilevel.maid(), bilevel.hoag(), quadratic(), quadratic(1), jax.tree_util.Partial(max, 1.0),
-        jax.tree_util.Partial(min, 1.0),
+        jax.tree_util.Partial(min, 1.0), bilevel.self_tuning(optax.adam(0.1)), bilevel.self_tuning(optax.adam(0.2)),
+        bilevel.self_tuning(optax.sgd(0.1)), bilevel.self_tuning(optax.adam(lambda k: 0.1 / k)),
+        bilevel.self_tuning(optax.adam(lambda k: 0.2 / k)), jax.jit(lambda x: 2 * x), jax.jit(lambda x: 3 * x),
+        functools.partial(max, 1.0), functools.partial(max, 2.0), {"a", "b"}, {"a", "c"},
     ]  # fmt: skip
     prints = [checkpoints.fingerprint(tree, None, {})["data, theta0, x0 or bounds"] for tree in trees]
     assert len(set(prints)) == len(trees)
+    assert checkpoints.fingerprint(None, bilevel.self_tuning(optax.adam(0.1)), {}) == checkpoints.fingerprint(
+        None, bilevel.self_tuning(optax.adam(0.1)), {}
+    )
     again = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, trees)
     assert prints == [checkpoints.fingerprint(tree, None, {})["data, theta0, x0 or bounds"] for tree in again]
 

@@ -1,5 +1,6 @@
 """The experiments' log: what is written is what is read, and an interrupted run goes on where it stood."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def test_the_later_line_counts_and_a_cut_one_is_left_out(tmp_path):
 
 
 def test_interrupted_equals_uninterrupted(tmp_path):
-    """Stopped in its 25th step, then run again: the same log but for seconds, and no checkpoint left behind."""
+    """Ctrl-C in its 25th step ends the experiment, not just the run; run again: the same log but for seconds, and no
+    checkpoint left behind."""
     problem, theta0 = uniform_data(0), np.ones(10)
     runs, calls = {}, 0
 
@@ -36,7 +38,7 @@ def test_interrupted_equals_uninterrupted(tmp_path):
         nonlocal calls
         calls += 1
         if calls == stop:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return {"norm": np.linalg.norm(theta)}
 
     for name, stop in (("whole", 0), ("cut", 9)):

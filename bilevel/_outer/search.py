@@ -49,7 +49,7 @@ class AbstractSearch(eqx.Module):
         """The memory with the first alpha along a new d. `length`: ||d||, without entries that the box holds; `norm`:
         ||P(theta - z) - theta||; `size`: of theta. Asked again at the same theta after TIGHTEN."""
 
-    def limit(self, memory: Any, reached: Reached) -> float | None:
+    def limit(self, memory: Any, reached: Reached | None) -> float | None:
         """The largest log(L/mu) at which a trial could still be certified; None: do not ask."""
         return None
 
