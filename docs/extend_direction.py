@@ -3,8 +3,8 @@
     d = -a z,    a = <s, s> / <s, y>  or  <s, y> / <y, y>,    s = theta - theta_before,    y = z - z_before
 
 A direction is what it remembers and one method, `query`; the search sees to it that f itself decreases. So a need not
-be safe: where <s, y> could be error alone, the last one is kept. It is no match for the default, L-BFGS, on photographs
-(2 hyperparameters): five times its cost, two thirds of that of -z. On digits -z is cheapest, and it comes next.
+be safe: where <s, y> could be error alone, the last one is kept. On photographs it costs five times what the default,
+L-BFGS, does, and two thirds of -z; on digits, 64 penalties in a box, -z is cheapest, and it comes next.
 """
 
 import os
@@ -45,16 +45,16 @@ cases = {
     "photographs": (TotalVariation(images.clean, images.noisy), np.full(2, -5.0), 1e-3, None),
     "digits": (LogisticRegression(*parts[0], *parts[1]), np.full((64, 1), -4.0), 1e-4, (-6.0, 4.0)),
 }
-rules = {"L-BFGS": bilevel.QuasiNewton(), "-z": bilevel.Steepest()}
-rules |= {"BB, long": BarzilaiBorwein(True), "BB, short": BarzilaiBorwein(False)}
+rules = bilevel.QuasiNewton(), bilevel.Steepest(), BarzilaiBorwein(True), BarzilaiBorwein(False)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 print(f"{'||grad f|| <= tol':24}{'cost':>6}{'steps':>7}")
 for ax, (case, (problem, theta0, tol, bounds)) in list(zip(axes, cases.items(), strict=True))[: 1 if FEW else 2]:
-    for name, rule in rules.items():
-        method, options = replace(bilevel.quasi_newton(), direction=rule), dict(max_steps=2 if FEW else 1000)
-        run = bilevel.solve(problem, theta0, method, tol=tol, bounds=bounds, **options)
+    for name, rule in zip(("L-BFGS", "-z", "BB, long", "BB, short"), rules, strict=True):
+        method = replace(bilevel.quasi_newton(), direction=rule)
+        run = bilevel.solve(problem, theta0, method, tol=tol, bounds=bounds, max_steps=2 if FEW else 1000)
         print(f"{case:14}{name:10}{run.cost:6}{run.state.steps:7}")
         ax.loglog(run.history["cost"], run.history["gradient_norm"], label=name)
     ax.set(title=case, xlabel="cost: gradients and products", ylabel="||z||")
+    ax.minorticks_off()
 axes[0].legend()
 FEW or plt.savefig(f"{os.path.dirname(__file__)}/figures/extend_direction.png", dpi=90)

@@ -4,7 +4,8 @@
 
 `Optax` makes any optax optimiser a direction. With `Always` its step is taken, whatever comes of it, and somebody has
 to choose the learning rate and the accuracy of z. With `SlopeTest` a step is taken only if f decreases, z becomes as
-accurate as that needs, and a learning rate that is too large costs trials, not the run. The default costs less.
+accurate as that needs, and a learning rate that is too large costs trials, not the run: three of them come certainly
+to ||grad f|| <= 1e-3, at five times the default's cost or more.
 """
 
 import os
@@ -35,18 +36,18 @@ def judged(rate):
     return bilevel.Method(bilevel.Balanced(), bilevel.SlopeTest(), direction, bilevel.LBFGS(), bilevel.Secants())
 
 
-options = dict(tol=1e-2, max_steps=2 if FEW else 1000, max_cost=6000)
+options = dict(tol=1e-3, max_steps=2 if FEW else 1000, max_cost=6000)
 best = bilevel.solve(problem, theta0, **(options | {"tol": 1e-6})).value
 methods = {"default": bilevel.quasi_newton()}
 for rate in (0.1,) if FEW else (0.03, 0.3, 3.0):
     methods |= {f"Adam({rate}), taken": taken(rate), f"Adam({rate}), judged": judged(rate)}
 
-print(f"{'':20}{'cost':>6}{'steps':>7}{'cost to best + 1e-2':>21}{'went up':>9}{'||grad f|| <=':>15}")
+print(f"{'':20}{'cost':>6}{'steps':>7}{'cost to best + 1e-3':>21}{'went up':>9}{'||grad f|| <=':>15}")
 plt.figure(figsize=(6, 3.8), layout="constrained")
 for name, method in methods.items():
     run = bilevel.solve(problem, theta0, method, **options)
     f, cost = run.history["value"], run.history["cost"]
-    near = next((c for c, value in zip(cost, f, strict=True) if value <= best + 1e-2), "never")
+    near = next((c for c, value in zip(cost, f, strict=True) if value <= best + 1e-3), "never")
     norm = np.nanmin(run.history["gradient_norm"] + run.history["gradient_error"])
     print(f"{name:20}{run.cost:6}{run.state.steps:7}{near:>21}{np.sum(np.diff(f) > 0):9}{norm:15.0e}")
     plt.loglog(cost, np.maximum(f - best, 1e-6), "--" if "taken" in name else "-", label=name)

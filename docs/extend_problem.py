@@ -49,7 +49,7 @@ class Deblurring(bilevel.AbstractProblem):
 
 
 clean, size = data.photographs(16 if FEW else 64).pixels[:4], 16 if FEW else 64
-D = 4 * sum(np.sin(np.pi * f) ** 2 for f in np.meshgrid(np.fft.rfftfreq(size), np.fft.fftfreq(size)))
+D = 4 * sum(np.sin(np.pi * f) ** 2 for f in np.meshgrid(np.fft.rfftfreq(size), np.fft.fftfreq(size)))[None]
 b = data.add_noise(times(np.exp(-2 * D), clean), 0.01, seed=0)
 print(f"{'||grad f|| <= 1e-2':20}{'cost':>6}{'steps':>7}{'f':>9}")
 for name, given in {"plain": False, "preconditioned": True}.items():

@@ -52,5 +52,6 @@ for (case, (problem, theta)), ax in zip(CASES.items(), axes, strict=True):
         print(f"{case:14}{name:18}{runs[-1].lower_gradients:6}")
         ax.loglog([run.lower_gradients for run in runs], accuracies, ".-", label=name)
     ax.set(title=case, xlabel="gradients of h", ylabel="certified error of x")
-axes[1].legend()
+    ax.minorticks_off()
+axes[0].legend()
 FEW or plt.savefig(f"{os.path.dirname(__file__)}/figures/extend_solver.png", dpi=90)
