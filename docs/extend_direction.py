@@ -52,7 +52,7 @@ for ax, (case, (problem, theta0, tol, bounds)) in list(zip(axes, cases.items(), 
     for name, rule in zip(("L-BFGS", "-z", "BB, long", "BB, short"), rules, strict=True):
         method = replace(bilevel.quasi_newton(), direction=rule)
         run = bilevel.solve(problem, theta0, method, tol=tol, bounds=bounds, max_steps=2 if FEW else 1000)
-        print(f"{case:14}{name:10}{run.cost:6}{run.state.steps:7}")
+        print(f"{case:14}{name:10}{run.cost:6}{run.steps:7}")
         ax.loglog(run.history["cost"], run.history["gradient_norm"], label=name)
     ax.set(title=case, xlabel="cost: gradients and products", ylabel="||z||")
     ax.minorticks_off()

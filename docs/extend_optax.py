@@ -49,7 +49,7 @@ for name, method in methods.items():
     f, cost = run.history["value"], run.history["cost"]
     near = next((c for c, value in zip(cost, f, strict=True) if value <= best + 1e-3), "never")
     norm = np.nanmin(run.history["gradient_norm"] + run.history["gradient_error"])
-    print(f"{name:20}{run.cost:6}{run.state.steps:7}{near:>21}{np.sum(np.diff(f) > 0):9}{norm:15.0e}")
+    print(f"{name:20}{run.cost:6}{run.steps:7}{near:>21}{np.sum(np.diff(f) > 0):9}{norm:15.0e}")
     plt.loglog(cost, np.maximum(f - best, 1e-6), "--" if "taken" in name else "-", label=name)
 plt.gca().set(xlabel="cost: gradients and products", ylabel="f above the best (cut off at 1e-6)")
 plt.legend(fontsize=8)

@@ -54,5 +54,5 @@ b = data.add_noise(times(np.exp(-2 * D), clean), 0.01, seed=0)
 print(f"{'||grad f|| <= 1e-2':20}{'cost':>6}{'steps':>7}{'f':>9}")
 for name, given in {"plain": False, "preconditioned": True}.items():
     run = bilevel.solve(Deblurring(clean, b, D, given), np.full(2, -6.0), x0=b, tol=1e-2, max_steps=1 if FEW else 99)
-    print(f"{name:20}{run.cost:6}{run.state.steps:7}{run.value:9.4f}")
+    print(f"{name:20}{run.cost:6}{run.steps:7}{run.value:9.4f}")
 FEW or plt.imsave(f"{here}/figures/extend_problem.png", np.block([[*clean], [*b], [*run.x]]), cmap="gray")

@@ -54,7 +54,7 @@ for line, direction in {"-": bilevel.QuasiNewton(), "--": bilevel.Steepest()}.it
         method = replace(bilevel.quasi_newton(), direction=direction, search=search)
         run = bilevel.solve(problem, theta0, method, tol=1e-3, max_steps=2 if FEW else 1000, max_cost=10_000)
         label = f"{type(direction).__name__}, {type(search).__name__} {getattr(search, 'M', '')}"
-        print(f"{label:34}{run.cost:6}{run.state.steps:7}" + " not yet" * (not run.converged))
+        print(f"{label:34}{run.cost:6}{run.steps:7}" + " not yet" * (not run.converged))
         plt.loglog(run.history["cost"], run.history["gradient_norm"], line, label=label)
 plt.legend(title="||z|| against cost", fontsize=8)
 FEW or plt.savefig(f"{os.path.dirname(__file__)}/figures/extend_search.png", dpi=90)
