@@ -65,6 +65,7 @@ bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds t
 	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_lower.py
 	$(BIN)/python experiments/bench_methods.py $(MODE)
+	$(BIN)/python experiments/bench_default.py $(MODE)
 
 bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default's parts left out, in hours
 	$(BIN)/python experiments/bench_full.py $(MODE)

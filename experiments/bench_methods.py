@@ -32,7 +32,7 @@ jax.config.update("jax_enable_x64", True)
 
 DEFAULT = "quasi-newton"
 METHODS = {
-    DEFAULT: bilevel.quasi_newton(),
+    DEFAULT: bilevel.quasi_newton(solver=SOLVER),
     "maid": bilevel.maid(solver=SOLVER),
     "fixed 1e-4": bilevel.fixed_accuracy(1e-4, solver=SOLVER),
     "hoag geometric": bilevel.hoag(bilevel.Geometric(0.9), solver=SOLVER),
