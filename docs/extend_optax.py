@@ -5,7 +5,7 @@
 `Optax` makes any optax optimiser a direction. With `Always` its step is taken, whatever comes of it, and somebody has
 to choose the learning rate and the accuracy of z. With `SlopeTest` a step is taken only if f decreases, z becomes as
 accurate as that needs, and a learning rate that is too large costs trials, not the run: three of them come certainly
-to ||grad f|| <= 1e-3, at five times the default's cost or more.
+to ||grad f|| <= 1e-3, at four times the default's cost or more.
 """
 
 import os
