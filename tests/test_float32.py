@@ -36,7 +36,7 @@ def truth(problem, theta):
 
 CASES = [(quadratic32(), jnp.full(3, 3.0)), (denoising32(), jnp.array([-3.0, -3.0]))]
 METHODS = [bilevel.quasi_newton(),
-           bilevel.maid(), bilevel.maid(1e2, 1e2, 1e6), bilevel.maid(1e-6, 1e-6, 1e-2), bilevel.hoag(),
+           bilevel.maid(), bilevel.maid(1e2, 1e2, 1e6), bilevel.maid(1e-6, 1e-6, 1.0), bilevel.hoag(),
            bilevel.fixed_accuracy(1e-3)]  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def test_below_the_floor_it_ends_honestly(solver, dtype):
     told = Undeclared(problem, DECLARED if dtype is F64 else ("mu",))
     near, below = (bilevel.solve_lower(told, theta, eps=eps, solver=solver) for eps in (10 * floor, 1e-30))
     assert near.result == RESULTS.converged and below.result == RESULTS.accuracy_floor
-    assert distance(below.x, exact.x) <= float(below.error) <= (10 if solver == GradientDescent() else 3) * floor
+    assert distance(below.x, exact.x) <= float(below.error) <= (12 if solver == GradientDescent() else 3) * floor
     cost = [int(lower.lower_gradients + lower.hessian_products) for lower in (near, below)]
     assert cost[1] <= 10 * cost[0] + 600
 

@@ -72,7 +72,7 @@ class Base:
 
     def within(self) -> bool:
         """Whether the gradient is certainly as small as was asked, or exactly zero."""
-        return self.norm + self.omega <= self.tol or self.norm + self.omega == 0
+        return bool(self.norm + self.omega <= self.tol or self.norm + self.omega == 0)
 
     def solve(self, eps: float, q: Vector | None = None) -> None:
         """x to eps, or to the floor."""

@@ -12,6 +12,7 @@ import optax
 
 from .._linalg import lbfgs_pairs
 from .._linalg.norms import norm
+from .._linalg.sharding import replicate
 from .._linalg.vectors import Scalar, Vector
 from .direction import AbstractDirection, Heading
 from .region import free, stationarity
@@ -36,7 +37,8 @@ class QuasiNewton(AbstractDirection):
 
     def init(self, theta):
         zeros, leaf = optax.tree.zeros_like(theta), jax.tree.leaves(theta)[0]
-        return Memory(lbfgs_pairs.empty(theta, self.pairs), zeros, zeros, jnp.asarray(jnp.inf, leaf.dtype))
+        omega = replicate(jnp.asarray(jnp.inf, leaf.dtype), theta)
+        return Memory(lbfgs_pairs.empty(theta, self.pairs), zeros, zeros, omega)
 
     def query(self, memory, theta, z, omega, box):
         s, y = optax.tree.sub(theta, memory.theta), optax.tree.sub(z, memory.z)
