@@ -75,6 +75,7 @@ def start(path, pause):
     return subprocess.Popen([sys.executable, "-c", RUN, str(path), str(pause)], stdout=subprocess.PIPE)
 
 
+@pytest.mark.full
 def test_sigkill_at_any_moment_loses_nothing(path):
     """Killed three times at random moments and started again, one unchanged script with resume="auto": the end equals
     the uninterrupted run's bit for bit."""

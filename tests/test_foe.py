@@ -416,7 +416,7 @@ def test_bad_theta(case):
             f(theta)
 
 
-@pytest.mark.parametrize("boundary", ["valid", "reflect"])
+@pytest.mark.parametrize("boundary", ["valid", pytest.param("reflect", marks=pytest.mark.full)])
 def test_filters_less_their_means_keep_the_bounds(boundary):
     """The experiment's class projects theta: constants and bounds proven for all filters hold for it."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

@@ -38,7 +38,7 @@ def test_no_bound_is_violated(shape):
     assert np.all(np.isfinite(bounds)) and np.all(errors <= bounds)
 
 
-@pytest.mark.parametrize("shape", [(9, 1), (9, CLASSES)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((9, 1), marks=pytest.mark.full), (9, CLASSES)], ids=str)
 def test_no_bound_is_violated_with_more_features_than_rows(shape):
     """Nine features, five rows: norms and preconditioner from A A^T."""
     draw = random_logistic(shape, rows=5, features=9)

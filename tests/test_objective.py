@@ -97,6 +97,7 @@ def test_value_and_gradient_are_as_near_as_asked(t, s):
     same(jax.value_and_grad(TIGHT)(theta), (value, gradient))
 
 
+@pytest.mark.full
 def test_total_variation_is_as_by_hypergradient():
     """The same numbers, so what is certified of those holds of these; tight ones lie within that bound."""
     problem, theta = random_tv(np.random.default_rng(0), np.float64)

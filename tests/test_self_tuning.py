@@ -262,7 +262,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("declared", ["all", "nothing"])
+@pytest.mark.parametrize("declared", ["all", pytest.param("nothing", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", METHODS)
 def test_counts_are_real_calls(name, declared):
     problem, theta = nonlinear("robust")
