@@ -32,6 +32,18 @@ def pytest_sessionfinish():
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
+@pytest.fixture
+def optimised():
+    """Programs as users have them, for a test that stands on their last digits."""
+    flag = "jax_disable_most_optimizations"
+    before = jax.config.values[flag]
+    jax.config.update(flag, False)
+    jax.clear_caches()
+    yield
+    jax.config.update(flag, before)
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """What one file compiled few others need, and it is mapped memory: the kernel allows 65 530 maps a process, and

@@ -67,13 +67,16 @@ def cg_iterations(
         Hp = product(p)
         pp, pHp = optax.tree.norm(p, squared=True), optax.tree.vdot(p, Hp)
         pWp = pp if metric is None else optax.tree.vdot(p, jax.tree.map(jnp.multiply, p, metric))
-        bad = ~(pHp > 0.999 * mu * pWp - 8 * u * L * pp) | ~(pHp > 0)
+        bent = ~(pHp > 0.999 * mu * pWp - 8 * u * L * pp) | ~(pHp > 0)
+        # where even rounding is less than what underflows, no product tells of H: it ends there, and nothing is blamed
+        blind = ~(u * L * pp > optax.tree.size(p) * float(jnp.finfo(pp.dtype).tiny))
+        bad = bent & ~blind
         least = jnp.minimum(least, jnp.where(pWp > 0, pHp / jnp.where(pWp > 0, pWp, 1), jnp.inf))
-        alpha = jnp.where(bad, 0, rr / jnp.where(bad, 1, pHp))
+        alpha = jnp.where(bent, 0, rr / jnp.where(bent, 1, pHp))
         q, r = optax.tree.add_scale(q, alpha, p), optax.tree.add_scale(r, -alpha, Hp)
         s, rr_new = dual(r)
         p = optax.tree.add_scale(s, rr_new / rr, p)
-        return q, r, p, rr_new, products + 1, bad, least
+        return q, r, p, jnp.where(bent, 0, rr_new), products + 1, bad, least
 
     s, rr = dual(r)
     start = (q, r, s, rr, jnp.asarray(0, jnp.int32), jnp.asarray(False), jnp.full_like(rr, jnp.inf))
