@@ -62,6 +62,17 @@ def test_a_preconditioner_that_is_not_definite_ends_the_iteration(indefinite):
     assert float(out.residual) == pytest.approx(true_residual(H, out.q, b), abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-24, 1e-12, 1.0])
+def test_where_squares_underflow_nothing_is_blamed(size):
+    """float32, H of size 1e-22 as it was declared: p^T H p vanishes for small p, which says nothing of H. A direction
+    that does not curve is still told where it can be seen."""
+    H = spd(np.random.default_rng(1), 1e-22, 1e-20, dtype=np.float32)
+    b = jnp.asarray(size * np.random.default_rng(2).standard_normal(N), jnp.float32)
+    assert not cg(H, b, jnp.zeros_like(b), 0.0, 1e-22 * (1 - 1e-3), 1e-20).negative_curvature
+    flat = cg(jnp.zeros((N, N), jnp.float32), b / size, jnp.zeros_like(b), 0.0, 0.0, 1.0)
+    assert flat.negative_curvature
+
+
 def test_as_many_steps_as_eigenvalues():
     """Three distinct eigenvalues take three steps, and one product more at the start and at the end each, to look."""
     rng = np.random.default_rng(1)
