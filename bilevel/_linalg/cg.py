@@ -69,7 +69,7 @@ def cg_iterations(
         pWp = pp if metric is None else optax.tree.vdot(p, jax.tree.map(jnp.multiply, p, metric))
         bent = ~(pHp > 0.999 * mu * pWp - 8 * u * L * pp) | ~(pHp > 0)
         # where even rounding is less than what underflows, no product tells of H: it ends there, and nothing is blamed
-        blind = ~(u * L * pp > optax.tree.size(p) * float(jnp.finfo(pp.dtype).tiny))
+        blind = ~(u * jnp.maximum(L * pp, jnp.abs(pHp)) > optax.tree.size(p) * float(jnp.finfo(pp.dtype).tiny))
         bad = bent & ~blind
         least = jnp.minimum(least, jnp.where(pWp > 0, pHp / jnp.where(pWp > 0, pWp, 1), jnp.inf))
         alpha = jnp.where(bent, 0, rr / jnp.where(bent, 1, pHp))
