@@ -2,6 +2,11 @@
 
 Accelerators multiply float32 in fewer bits unless told otherwise (TF32 has u = 2^-11), and then no bound that reckons
 with float32's roundoff would hold.
+
+On a CPU nearly all that a small problem takes is compiling. There a program of few numbers is compiled with as little
+optimisation as XLA allows: the paper's quadratic is solved from cold in less than half of the processor time, and its
+gradients take as long as before, for at that size calling a kernel costs more than running it. The numbers in the
+arguments decide, so the same call is the same program, and its results the same, on every run.
 """
 
 import functools
@@ -9,20 +14,50 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+
+FEW = 2**15  # numbers in the arguments of a program: a quarter of a megabyte, where vector instructions begin to tell
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 def program(function: Callable) -> Callable:
     """`function`, compiled as `equinox.filter_jit` does, at the highest precision; `.lower(*args)` shows it."""
-    jitted = eqx.filter_jit(function)
+    thorough, quick = eqx.filter_jit(function), eqx.filter_jit(function, compiler_options=QUICKLY)
 
-    def at_highest(call):
-        @functools.wraps(function)
-        def run(*args, **kwargs):
-            with jax.default_matmul_precision("highest"):
-                return call(*args, **kwargs)
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return (quick if small(args, kwargs) and _understood() else thorough)(*args, **kwargs)
 
-        return run
+    @functools.wraps(function)
+    def lower(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return thorough.lower(*args, **kwargs)
 
-    run = at_highest(jitted)
-    run.lower = at_highest(jitted.lower)
+    run.lower = lower
     return run
+
+
+def small(*arguments) -> bool:
+    """Whether a program of these arguments is compiled quickly: few numbers, on a CPU, and in no other program, which
+    would be compiled as a whole."""
+    leaves = [leaf for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)]
+    if jax.default_backend() != "cpu" or sum(leaf.size for leaf in leaves) > FEW:
+        return False
+    # while something else is being traced, whatever is made is traced too
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in [*leaves, jnp.zeros(())])
+
+
+@functools.cache
+def _understood() -> bool:
+    """Whether this XLA knows these options; they are its own, and come and go with its versions."""
+    try:
+        jax.jit(lambda: 0, compiler_options=QUICKLY)()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
