@@ -15,7 +15,7 @@ from bilevel._certificate.value import evaluate
 from bilevel._outer.programs import UNLIMITED
 from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
 from bilevel.problems.foe import FieldsOfExperts, dct_filters, initial
-from experiments.paper.foe import ZeroMean
+from experiments.paper.foe_runs import ZeroMean
 
 LEAVES = ("scale", "weights", "smoothings", "filters")
 SHAPE = (2, 6, 7)

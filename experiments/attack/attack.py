@@ -18,8 +18,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from experiments._harness import console, record, style
-from experiments.attack.checks import EDGES, QUANTITIES, attack
+from experiments.attack.checks import attack
 from experiments.attack.families import everything
+from experiments.attack.findings import EDGES, QUANTITIES
 
 jax.config.update("jax_enable_x64", True)
 

@@ -1,4 +1,4 @@
-"""true <= bound (1 + 16 u) + the reference's own error: a family of draws against its references, and what was found.
+"""A family of draws against its references. What is compared, the truth with its bound:
 
     x          ||x - xhat||_W   <= error             of `hypergradient`, in the problem's metric
     value      |value - f|      <= value_error       of the same
@@ -9,15 +9,10 @@
 and of every step of a descent: corrected; gradient, by | ||P(theta - z) - theta|| - ||P(theta - grad f) - theta|| |;
 rise, f(theta_k+1) - f(theta_k) <= 0 of accepted steps; converged, ||P(theta - grad f) - theta|| <= tol or, where none
 was given, <= 1e-2 of the largest ||grad f|| on the way (the default promises 1e-3 of one of them, known within a half).
-
-A bound that is NaN does not hold, unless the result says that there is none; an infinite one does, unless the result is
-`converged`. What is labelled "estimated" is counted apart.
 """
 
-import math
 import time
 import zlib
-from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,14 +22,13 @@ import numpy as np
 import bilevel
 from bilevel import RESULTS
 from experiments.attack.draws import Draw, power
+from experiments.attack.findings import Findings, message
 from experiments.attack.own import refer
 from experiments.attack.references import Truth, truth
 from experiments.attack.terms import Real, norm, real
 
 SEED, CHUNK = 0, 50
-QUANTITIES = ("x", "value", "gradient", "corrected", "rise", "converged")
 OPEN = 1e30  # a tolerance that every gradient meets
-EDGES = np.arange(-4, 12.01, 0.5)  # of the histograms of log10(bound / true); what lies beyond is in the last bins
 NONE = (RESULTS.not_strongly_convex, RESULTS.not_convex, RESULTS.non_finite)  # the result: there is no certificate
 
 
@@ -59,63 +53,6 @@ class Descents(NamedTuple):
     count: int
     tol: tuple[float, float] | None = None
     box: tuple[float, float] | None = None
-
-
-class Findings:
-    """What was compared, and what did not hold. `blunt`: how often the reference's error was above half the bound."""
-
-    def __init__(self, dtype):
-        self.u = float(np.finfo(dtype).eps) / 2
-        self.compared: dict[str, list] = {name: [] for name in QUANTITIES}
-        self.results, self.violations, self.worst = Counter(), Counter(), []
-        self.estimated, self.blunt = [], 0
-
-    def compare(self, quantity: str, true, bound, own, *, result, certificate: str, where: Any) -> None:
-        true, bound, own = float(true), float(bound), float(own)
-        held = true <= bound * (1 + 16 * self.u) + own
-        if math.isnan(bound):
-            held = not (result is None or result == RESULTS.converged or result == RESULTS.accuracy_floor)
-        elif math.isinf(bound):
-            held = result is None or bool(result != RESULTS.converged)
-        if certificate == "estimated":
-            self.estimated.append(held)
-            return
-        self.compared[quantity].append((true, bound, own))
-        self.blunt += own > bound / 2 and quantity != "rise"
-        if not held:
-            self.violations[quantity] += 1
-            self.worst.append((ratio(true, bound, own), quantity, where))
-
-    def summary(self) -> dict[str, Any]:
-        """Of each quantity: how many, violations, bounds that are no numbers, the largest true/bound, the histogram."""
-        quantities = {}
-        for name, compared in self.compared.items():
-            if not compared:
-                continue
-            true, bound, _ = np.array(compared).T
-            usable = np.isfinite(bound) & (bound > 0) & np.isfinite(true)
-            worst = max((ratio(*row) for row in compared if math.isfinite(row[1])), default=0.0)
-            with np.errstate(divide="ignore"):
-                gaps = np.clip(np.log10(bound[usable]) - np.log10(true[usable]), EDGES[0], EDGES[-1])
-            quantities[name] = {
-                "count": len(compared), "violations": self.violations[name], "nan": int(np.isnan(bound).sum()),
-                "infinite": int(np.isinf(bound).sum()), "worst": float(f"{worst:.4g}"),
-                "histogram": np.histogram(gaps, EDGES)[0].tolist(),
-            }  # fmt: skip
-        worst = sorted(self.worst, key=lambda found: -found[0])[:3]
-        return {
-            "quantities": quantities, "results": dict(self.results), "blunt": self.blunt,
-            "estimated": len(self.estimated), "estimated_held": sum(self.estimated),
-            "examples": [[float(f"{r:.4g}"), quantity, where] for r, quantity, where in worst],
-        }  # fmt: skip
-
-
-def ratio(true: float, bound: float, own: float) -> float:
-    """(true - own) / bound, at least 0; infinite where the bound is zero and not met, or no number."""
-    beyond = max(true - own, 0.0)
-    if math.isnan(bound) or math.isnan(true):
-        return math.inf
-    return beyond / bound if bound > 0 else math.inf if beyond > 0 else 0.0
 
 
 def flat(tree: Any) -> np.ndarray:
@@ -226,7 +163,3 @@ def attack(family: Points | Descents, count: int) -> dict[str, Any]:
     started, findings = time.perf_counter(), Findings(family.dtype)
     (attack_descents if isinstance(family, Descents) else attack_points)(family, count, findings)
     return {"draws": count, **findings.summary(), "seconds": round(time.perf_counter() - started, 1)}
-
-
-def message(result: RESULTS) -> str:
-    return str(RESULTS[result]).split(".")[0].split(":")[0]

@@ -1,4 +1,5 @@
-"""Random draws of a user's own problems (problems.py), their references, and any problem in other units."""
+"""Random draws of a user's own problems (problems.py, regression.py), their references, and any problem in
+other units."""
 
 from functools import partial
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from bilevel.problems import FieldsOfExperts, LogisticRegression, TotalVariation
 from experiments.attack.draws import Draw, collect, each, power, refer_foe, refer_logistic, refer_tv, rows
-from experiments.attack.problems import Cubic, LeastSquares, Quartic, Regression, Scaled
+from experiments.attack.problems import Cubic, LeastSquares, Quartic, Scaled
 from experiments.attack.references import Lower, Reference
+from experiments.attack.regression import Regression
 from experiments.attack.terms import Real, Terms, real
 
 

@@ -1,6 +1,6 @@
 """What does self-tuning cost?  (a step of STN or Delta-STN) / (a plain training step of the same network)
 
-One step is one compiled program: gradients and optimisers, on the networks, losses and batches of `fashion.py` and
+One step is one compiled program: gradients and optimisers, on the networks, losses and batches of `images.py` and
 `language.py`, in float32, on random data; the language model's decoder has no response but where it says "decoder too".
 Programs take turns, and medians over the turns are compared. The cycle adds a step's share of the validation steps:
 (train + valid_steps / train_steps * valid) / plain. Floating-point operations are XLA's own count; memory is what XLA
@@ -28,7 +28,7 @@ from bilevel import stn
 from bilevel.stn._tune import start
 from bilevel.stn.train import Losses, train_step, valid_step
 from experiments._harness import console, record, style
-from experiments.networks import fashion, language, lstm
+from experiments.networks import images, language
 
 KEY, ROUNDS = jax.random.key(0), 30
 METHODS = {"STN": stn.stn, "Delta-STN": stn.delta_stn}
@@ -50,15 +50,15 @@ class Case(NamedTuple):
 
 def image_case(network: type, side: int) -> Case:
     model = network(side, KEY)
-    batch = jax.random.uniform(KEY, (fashion.BATCH, 1, side, side)), jnp.arange(fashion.BATCH, dtype=jnp.int32) % 10
-    losses = fashion.train_loss, fashion.valid_loss
-    return Case(model, fashion.space(model, side), stn.convert, losses, batch, fashion.ADAM[network.__name__])
+    batch = jax.random.uniform(KEY, (images.BATCH, 1, side, side)), jnp.arange(images.BATCH, dtype=jnp.int32) % 10
+    losses = images.train_loss, images.valid_loss
+    return Case(model, images.space(model, side), stn.convert, losses, batch, images.ADAM[network.__name__])
 
 
 def language_case(
     vocabulary: int, units: int, length: int, batch: int, names: tuple[str, ...] = ("output",), convert=language.convert
 ) -> Case:
-    draws = "batch" if "connect" in names else "example"  # as in `lstm.py`
+    draws = "batch" if "connect" in names else "example"  # as in `lstm_runs.py`
     model = language.LSTM(vocabulary, units, names, key=KEY)
     space = stn.Space(**{
         name: (stn.Positive if name in ("alpha", "beta") else stn.Rate)(0.1, draws=draws) for name in names
@@ -66,16 +66,16 @@ def language_case(
     words = jax.random.randint(KEY, (batch, length + 1), 0, vocabulary, jnp.int32)
     losses = language.train_loss, language.valid_loss
     windows = language.Windows(words[:, :-1], words[:, 1:])
-    return Case(model, space, convert, losses, windows, lstm.WEIGHTS)
+    return Case(model, space, convert, losses, windows, language.WEIGHTS)
 
 
 def cases(smoke: bool) -> dict[str, Callable[[], Case]]:
     side, sizes = (8, (100, 8, 5, 4)) if smoke else (28, (4000, 200, 35, 20))
-    few = {"MLP": lambda: image_case(fashion.MLP, side), "LSTM, one rate": lambda: language_case(*sizes)}
+    few = {"MLP": lambda: image_case(images.MLP, side), "LSTM, one rate": lambda: language_case(*sizes)}
     more = {
         "LSTM, seven": lambda: language_case(*sizes, names=language.NAMES),
         "LSTM, decoder too": lambda: language_case(*sizes, convert=stn.convert),
-        "CNN": lambda: image_case(fashion.CNN, side),
+        "CNN": lambda: image_case(images.CNN, side),
     }
     return few if smoke else few | more
 

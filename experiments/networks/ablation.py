@@ -7,7 +7,7 @@
 
 The prediction can be linearised only where the gates are centred and w is decoupled, so these three are taken away in
 turn; what is then left is STN, whose published schedule validates after every second step and not every fifth. The
-others are changed one at a time. The MLP, hyperparameters, losses and data of `fashion.py` (Fashion-MNIST: 10 000
+others are changed one at a time. The MLP, hyperparameters, losses and data of `images.py` (Fashion-MNIST: 10 000
 images to train, 5 000 to validate, 10 000 to test; packaged: digits), a number of epochs fixed for all, the last one
 tested.
 """
@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 from bilevel import stn
 from experiments._harness import console, record, style
-from experiments.networks import fashion
+from experiments.networks import images
 
 SEEDS, EPOCHS = (0, 1, 2), 50
-DELTA = partial(stn.delta_stn, fashion.ADAM["MLP"])
+DELTA = partial(stn.delta_stn, images.ADAM["MLP"])
 METHODS = {
     "Delta-STN": DELTA(),
     "not linearised": DELTA(linearised=False),
     "nor decoupled": DELTA(linearised=False, decoupled=False),
     "nor centred": DELTA(linearised=False, decoupled=False, centred=False),
-    "STN": stn.stn(fashion.ADAM["MLP"]),
+    "STN": stn.stn(images.ADAM["MLP"]),
     "fixed scales": DELTA(learn_scales=False),
     "no entropy": DELTA(entropy=0.0),
     "ten times the entropy": DELTA(entropy=1e-2),
@@ -47,25 +47,25 @@ COLOURS = {
 
 def one(log: record.Log, run: str, method: str, seed: int, packaged: bool, epochs: int) -> None:
     """A line for every epoch; the last has the test."""
-    train, valid, test = fashion.data(packaged, seed)
+    train, valid, test = images.data(packaged, seed)
     side, key, done = train[0].shape[-1], jax.random.key(seed), itertools.count(1)
-    model = fashion.MLP(side, key)
-    space = fashion.space(model, side)
-    log.write("config", run, method=method, seed=seed, epochs=epochs, batch=fashion.BATCH, space=str(space),
+    model = images.MLP(side, key)
+    space = images.space(model, side)
+    log.write("config", run, method=method, seed=seed, epochs=epochs, batch=images.BATCH, space=str(space),
               data="digits" if packaged else "Fashion-MNIST", **record.environment())  # fmt: skip
 
     def callback(state, entries):
         log.write("step", run, k=next(done), **entries)
 
-    losses = (fashion.train_loss, fashion.valid_loss, train, valid)
-    options = {"key": key, "epochs": epochs, "batch_size": fashion.BATCH, "progress": False, "callback": callback}
+    losses = (images.train_loss, images.valid_loss, train, valid)
+    options = {"key": key, "epochs": epochs, "batch_size": images.BATCH, "progress": False, "callback": callback}
     if method == UNTUNED:
-        found = stn.replay(model, stn.Schedule.fixed(**fashion.starts(space)), *losses, fashion.ADAM["MLP"], **options)
+        found = stn.replay(model, stn.Schedule.fixed(**images.starts(space)), *losses, images.ADAM["MLP"], **options)
     else:
         network = stn.convert(model, space, key=jax.random.fold_in(key, 1))
         found = stn.tune(network, space, *losses, METHODS[method], **options)
     log.write(
-        "end", run, **fashion.judge(found.model, test), valid_loss=found.history["valid_loss"][-1],
+        "end", run, **images.judge(found.model, test), valid_loss=found.history["valid_loss"][-1],
         seconds=found.history["seconds"][-1], compile_seconds=found.compile_seconds, result=found.message,
     )  # fmt: skip
 
@@ -147,5 +147,5 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
 if __name__ == "__main__":
     console.main(
         "ablation", "Delta-STN minus one part, on Fashion-MNIST.", solve, report, draw,
-        needs=partial(fashion.everything, False),
+        needs=partial(images.everything, False),
     )  # fmt: skip

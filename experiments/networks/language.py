@@ -28,6 +28,7 @@ from bilevel import stn
 from bilevel.problems import text
 
 NAMES = ("input", "hidden", "output", "embedding", "connect", "alpha", "beta")
+WEIGHTS = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3))  # the optimiser of every training
 
 
 class Windows(NamedTuple):

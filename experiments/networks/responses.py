@@ -27,7 +27,7 @@ import bilevel
 from bilevel import problems
 from bilevel.problems import data, foe, labelled
 from experiments._harness import console, record, style
-from experiments.paper.foe import ZeroMean
+from experiments.paper.foe_runs import ZeroMean
 
 jax.config.update("jax_enable_x64", True)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import bilevel
 from bilevel.problems import data
 from experiments._harness import console, record, style
-from experiments.paper import tv
+from experiments.paper import tv, tv_runs
 
 jax.config.update("jax_enable_x64", True)
 
@@ -29,10 +29,10 @@ BAD_STARTS = ((0.0, 0.0), (-10.0, -3.0), (2.0, -8.0))
 
 def plan() -> dict[str, tuple]:
     """By name: the method, what it may cost, and where it starts if not at (-5, -5)."""
-    runs = {ten(eps, delta): (bilevel.maid(eps, delta), tv.BUDGET) for eps, delta in TEN}
+    runs = {ten(eps, delta): (bilevel.maid(eps, delta), tv_runs.BUDGET) for eps, delta in TEN}
     for eps, step in itertools.product(ACCURACIES, STEPS):
         runs[sixteen(eps, step)] = bilevel.maid(eps, eps, step), SIXTEEN_BUDGET
-    return runs | {bad(theta0): (bilevel.maid(), tv.LONG, theta0) for theta0 in BAD_STARTS}
+    return runs | {bad(theta0): (bilevel.maid(), tv_runs.LONG, theta0) for theta0 in BAD_STARTS}
 
 
 def ten(eps: float, delta: float) -> str:
@@ -49,9 +49,9 @@ def bad(theta0: tuple[float, float]) -> str:
 
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     """Every run that is not finished in the log, and the optimum that they are measured by."""
-    here, done = tv.setting(packaged, smoke), log.finished()
+    here, done = tv_runs.setting(packaged, smoke), log.finished()
     if "optimum" not in done:
-        tv.optimum(here.problem, log, here.config)
+        tv_runs.optimum(here.problem, log, here.config)
     for name, run in (bar := tqdm([item for item in plan().items() if item[0] not in done], disable=None)):
         bar.set_description(name)
         here.run(log, name, *run)
