@@ -4,6 +4,8 @@ Searches over hyperparameters that do not change while a network trains: random,
 Optuna's TPE, without and with its median pruner. All four are one Optuna study that is asked for the next theta; they
 differ in its sampler, its pruner and its first thetas. `Plain` is the training: one epoch is one program, compiled once
 for all thetas, since their values are traced; it is the epoch of `stn.replay`, handed out one by one as a pruner needs.
+`stn.replay` itself has the schedule as a constant of its program, and would compile again for every theta, which takes
+longer than the training.
 """
 
 import itertools
