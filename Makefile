@@ -7,8 +7,10 @@ PEERS := .venv/.peers
 CONSTRAINTS ?= --constraint constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 
-# One file each in experiments/. SMOKE=1: small, on packaged data, to see that they run. RESUME=1: go on with the log.
-EXPERIMENTS := quadratic crossover tv tv_starts foe mnist one peers
+# One module each, in experiments/paper, peers and networks. SMOKE=1: small, on packaged data, to see that they run.
+# RESUME=1: go on with the log.
+PAPER := quadratic crossover tv tv_starts foe mnist
+COMPARISONS := one peers
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
@@ -25,7 +27,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(EXPERIMENTS) $(NETWORKS) clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(PAPER) $(COMPARISONS) $(NETWORKS) clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -43,10 +45,10 @@ $(PEERS): $(READY)
 	@touch $@
 
 demo: $(READY)  ## learn a TV denoiser from photographs; prints a table, draws a figure in experiments/demo
-	$(BIN)/python experiments/demo.py
+	$(BIN)/python -m experiments.demo
 
 demo-figure: $(READY)  ## the same, for the log and the figure that are committed
-	$(BIN)/python experiments/demo.py --record
+	$(BIN)/python -m experiments.demo --record
 
 test: $(READY)  ## run the tests, a file at a time on each core; options go in ARGS="-k certificate"
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
@@ -59,33 +61,36 @@ lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff format --check .
 
 attack: $(READY)  ## the certificates against references in 80-bit floats: 29 000 draws, a quarter of an hour; SMOKE=1: a few
-	$(BIN)/python experiments/attack.py $(MODE)
+	$(BIN)/python -m experiments.attack.attack $(MODE)
 
 bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds to target, methods x problems, in minutes
-	$(BIN)/python experiments/bench_kernels.py
-	$(BIN)/python experiments/bench_lower.py
-	$(BIN)/python experiments/bench_methods.py $(MODE)
-	$(BIN)/python experiments/bench_default.py $(MODE)
+	$(BIN)/python -m experiments.benchmarks.bench_kernels
+	$(BIN)/python -m experiments.benchmarks.bench_lower
+	$(BIN)/python -m experiments.benchmarks.bench_methods $(MODE)
+	$(BIN)/python -m experiments.benchmarks.bench_default $(MODE)
 
 bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default's parts left out, in hours
-	$(BIN)/python experiments/bench_full.py $(MODE)
-	$(BIN)/python experiments/bench_stn.py $(MODE)
+	$(BIN)/python -m experiments.benchmarks.bench_full $(MODE)
+	$(BIN)/python -m experiments.benchmarks.bench_stn $(MODE)
 
-reproduce: $(EXPERIMENTS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
+reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 
 front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
-	$(BIN)/python experiments/front_door.py $(MODE)
+	$(BIN)/python -m experiments.benchmarks.front_door $(MODE)
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
-	$(BIN)/python experiments/responses.py $(MODE)
+	$(BIN)/python -m experiments.networks.responses $(MODE)
 
 docs-examples: $(READY)  ## a direction, an optax step, a search, a solver and a preconditioner of one's own: docs/, minutes
 	set -e; for page in docs/extend_*.py; do MPLBACKEND=Agg $(BIN)/python $$page; done
 
-$(EXPERIMENTS) $(NETWORKS): $(PEERS)
-	$(BIN)/python experiments/$@.py $(MODE)
+$(PAPER): FOLDER := paper
+$(COMPARISONS): FOLDER := peers
+$(NETWORKS): FOLDER := networks
+$(PAPER) $(COMPARISONS) $(NETWORKS): $(PEERS)
+	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
 	rm -rf .venv .pytest_cache .ruff_cache .jax_cache build dist *.egg-info experiments/demo experiments/smoke

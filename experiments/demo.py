@@ -3,7 +3,7 @@
 Learns theta = (log weight, log smoothing) from eight photographs, by the default method to its default tolerance, and
 shows what that does to one that nobody trained on. The photographs come with scikit-image and scikit-learn.
 
-`make demo`, or `python experiments/demo.py`, writes into `experiments/demo`, which git ignores; `make demo-figure`, or
+`make demo`, or `python -m experiments.demo`, writes into `experiments/demo`, which git ignores; `make demo-figure`, or
 `--record`, into the log and the figure that the README shows. `--draw` makes the figure again from the log.
 """
 
@@ -13,15 +13,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import packed
-import record
-import style
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
 import bilevel
 from bilevel import problems
 from bilevel.problems import data
+from experiments._harness import console, packed, record, style
 
 jax.config.update("jax_enable_x64", True)
 
@@ -60,7 +58,7 @@ def solve(place: Path) -> None:
     s, counts = solution, solution.counts
     print()
     print(
-        record.table(
+        console.table(
             ("mean PSNR", "noisy", "initial theta", "learnt theta"),
             [
                 (where, *(f"{quality[name][key]:.2f} dB" for name in ("noisy", "initial", "learnt")))
@@ -82,7 +80,7 @@ def solve(place: Path) -> None:
     ]
     width = max(len(name) for name, _ in facts)
     print("\n".join(f"{name.ljust(width)}  {fact}" for name, fact in facts))
-    figure, log = (path.relative_to(style.HERE.parent) for path in (draw(place), log.path))
+    figure, log = (path.relative_to(console.EXPERIMENTS.parent) for path in (draw(place), log.path))
     print(f"\nThe photograph nobody trained on: {figure}; what was measured: {log}.")
     print(f"{time.perf_counter() - start:.0f} s in all.")
 
@@ -92,7 +90,7 @@ def draw(place: Path) -> Path:
     log = log_in(place)
     run = next((run for run in record.ended(log).values() if "method" in run.config), None)
     if run is None:
-        raise SystemExit(f"{log.path.relative_to(style.HERE.parent)} holds no run; run without --draw first.")
+        raise SystemExit(f"{log.path.relative_to(console.EXPERIMENTS.parent)} holds no run; run without --draw first.")
     images = {name: sheet[0] for name, sheet in style.load_pictures(log.path.with_suffix(".png")).items()}
     steps, end = run.steps, run.end
     style.use()
@@ -139,4 +137,4 @@ if __name__ == "__main__":
     parser.add_argument("--record", action="store_true", help="write the log and the figure that are committed")
     parser.add_argument("--draw", action="store_true", help="only draw the figure, from the log")
     options = parser.parse_args()
-    (draw if options.draw else solve)(style.HERE if options.record else style.HERE / "demo")
+    (draw if options.draw else solve)(console.EXPERIMENTS if options.record else console.EXPERIMENTS / "demo")

@@ -7,8 +7,8 @@
 
 The derivatives in W are two products each with A, a row of which is needed in the first only when it is needed in the
 second: block by block the rows are in the cache by then. JAX's own derivatives go through A twice;
-experiments/bench_kernels.py measures the difference. Scores are (classes, rows): a softmax of ten classes is then ten
-operations on long vectors.
+experiments/benchmarks/bench_kernels.py measures the difference. Scores are (classes, rows): a softmax of ten classes is
+then ten operations on long vectors.
 """
 
 import functools

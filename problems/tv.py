@@ -145,7 +145,7 @@ class TotalVariation(AbstractProblem):
         return w, nu, jnp.exp(theta[2]) if self.elastic else jnp.zeros_like(w)
 
 
-# The derivatives of sum psi(Dx) by hand: experiments/bench_kernels.py measures what that gains over JAX's own. With
+# The derivatives of sum psi(Dx) by hand (the gain over JAX's own: experiments/benchmarks/bench_kernels.py). With
 # t = Dx/nu and r = 1/sqrt(1 + t^2):  psi = nu/r, psi' = t r, psi'' = r^3/nu, dpsi/dnu = r, dpsi'/dnu = -t r^3/nu.
 # A root of 1 + t^2 compiles to fewer instructions than one of d^2 + nu^2: no zero, no infinity to look out for.
 # Symbolic zeros: a derivative in theta alone must not pay for x, nor one in x alone for theta.

@@ -1,18 +1,12 @@
 """A minute of `make attack`: every bound holds against references in 80-bit floats, and a wrong one is found."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bilevel import Nesterov
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import attack_checks
-import attack_families
-import attack_own
+from experiments.attack import checks, families, own
 
 FAMILIES = {
     "TV isotropic elastic: float32, LBFGS": 60,
@@ -31,7 +25,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_certificate_is_violated(name):
     """x, value, corrected value and gradient; no wrong `converged`, no accepted step that raises f."""
-    found = attack_checks.attack(attack_families.everything()[name], FAMILIES[name])
+    found = checks.attack(families.everything()[name], FAMILIES[name])
     wrong = {quantity: told["violations"] for quantity, told in found["quantities"].items() if told["violations"]}
     assert not wrong, found["examples"]  # [[true / bound, quantity, draw], ...]
     assert sum(told["count"] for told in found["quantities"].values()) >= 3 * FAMILIES[name]
@@ -41,8 +35,8 @@ def test_a_wrong_constant_is_found():
     """Where M_H's part is the whole bound of the gradient it is attained; half of L_hessian is told from all of it."""
     ratios = {}
     for told in (1.0, 0.5):
-        draw = partial(attack_own.draw_cubic, told=told)
-        family = attack_checks.Points("cubic", draw, np.float64, Nesterov(), 30, attack_families.start_attained)
-        ratios[told] = attack_checks.attack(family, 30)["quantities"]["gradient"]
+        draw = partial(own.draw_cubic, told=told)
+        family = checks.Points("cubic", draw, np.float64, Nesterov(), 30, families.start_attained)
+        ratios[told] = checks.attack(family, 30)["quantities"]["gradient"]
     assert ratios[1.0]["violations"] == 0 and 0.999 < ratios[1.0]["worst"] <= 1
     assert ratios[0.5]["violations"] == 30 and 1.9 < ratios[0.5]["worst"] <= 2

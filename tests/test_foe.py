@@ -1,8 +1,6 @@
 """Fields of Experts: derivatives are those of a plain convolution, every proven constant holds where it hurts."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -17,6 +15,7 @@ from bilevel._certificate.value import evaluate
 from bilevel._outer.programs import UNLIMITED
 from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
 from bilevel.problems.foe import FieldsOfExperts, dct_filters, initial
+from experiments.paper.foe_runs import ZeroMean
 
 LEAVES = ("scale", "weights", "smoothings", "filters")
 SHAPE = (2, 6, 7)
@@ -419,9 +418,6 @@ def test_bad_theta(case):
 @pytest.mark.parametrize("boundary", ["valid", pytest.param("reflect", marks=pytest.mark.full)])
 def test_filters_less_their_means_keep_the_bounds(boundary):
     """The experiment's class projects theta: constants and bounds proven for all filters hold for it."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-    from foe import ZeroMean
-
     every = leaves(np.random.default_rng(3), 3, 3)
     scale = {"scale": every.pop("scale")}
     problem = ZeroMean(images(1), images(2), fixed=scale, boundary=boundary)

@@ -2,18 +2,18 @@
 
     converged   =>   ||P(theta - grad f) - theta|| <= tol <= 1e-3 ||grad f(theta0)||   and   value <= 1.01 SciPy's best
 
-SciPy's L-BFGS-B has the same start and the objective that front_door_cases.py has written a second time.
+SciPy's L-BFGS-B has the same start and the objective that front_door_objectives.py has written a second time.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from front_door_cases import CASES, MAX_COST, Ended, projected, run
 
 import bilevel
 from bilevel import RESULTS
 from bilevel.problems import LogisticRegression
 from bilevel.problems.quadratic import uniform_data
+from experiments.benchmarks.front_door_cases import CASES, MAX_COST, Ended, projected, run
 
 SHORT = [name for name in CASES if name.startswith(("ridge", "quadratic"))] + ["TV from (-2, -6)", "wine, scaled, 1"]
 METHODS = {

@@ -1,5 +1,5 @@
 """How the code is cut, enforced: imports run one way, no name hides a module, files and functions are short, nobody
-but the caller configures JAX, no machine's paths."""
+but the caller configures JAX, no machine's paths, no dead ones."""
 
 import ast
 import inspect
@@ -97,6 +97,22 @@ def test_right_imports_pass():
     assert violations("from bilevel import solve\nfrom .data import psnr", ("bilevel", "problems"), "tv") == []
 
 
+def bare(source, modules):
+    """The names of `modules` that are imported as if their folder were on the path."""
+    return [name for name in imports(ast.parse(source), ()) if name.split(".")[0] in modules]
+
+
+def test_experiments_are_imported_by_full_name():
+    modules = {path.stem for path in python_files("experiments")} - {"__init__"}
+    assert {"record", "tv", "checks"} <= modules
+    found = {
+        str(path.relative_to(ROOT)): bare(path.read_text(), modules) for path in python_files("experiments", "tests")
+    }
+    assert {path: names for path, names in found.items() if names} == {}
+    assert bare("def f():\n    from record import Log", modules) and bare("import tv", modules)
+    assert not bare("from experiments.paper import tv\nfrom bilevel.problems import foe", modules)
+
+
 def named_as_public(paths, package):
     """The paths, relative to the folder of `package`, that name a public function or class of it in a part."""
     public = {name for name, what in vars(package).items() if name[0] != "_" and not inspect.ismodule(what)}
@@ -121,7 +137,7 @@ def too_long(source):
 
 
 def test_files_and_functions_are_short():
-    paths = python_files("bilevel", "problems")
+    paths = python_files("bilevel", "problems", "experiments")
     assert {str(path.relative_to(ROOT)) for path in paths if too_long(path.read_text())} == TO_SHORTEN
     assert too_long("x = 0\n" * 221) and not too_long("x = 0\n" * 220)
     assert too_long("def f():\n" + "    x = 0\n" * 60) and not too_long("def f():\n" + "    x = 0\n" * 59)
@@ -199,3 +215,23 @@ def test_a_machine_path_is_seen():
     for place in ("home", "tmp"):
         assert MACHINE_PATH.search(f'open("/{place}/me/data.png")')
     assert not MACHINE_PATH.search("problems/tmp/x and ../shared/data, gradient/work/second")
+
+
+# `experiments/attack/checks.py` in code and text; ](figures/tv.png) in Markdown, beside the file that says so
+NAMED = re.compile(r"(?<![\w/.])experiments/[\w/]+\.(?:py|md|png|jsonl)\b")
+LINKED = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+
+
+def dead(path, text):
+    """The files that it names or links to and that are not there."""
+    links = [path.parent / link for link in LINKED.findall(text)] if path.suffix == ".md" else []
+    return [str(file) for file in [*(ROOT / name for name in NAMED.findall(text)), *links] if not file.exists()]
+
+
+def test_no_dead_paths():
+    read = (".py", ".md", ".toml", ".in", "")
+    paths = [path for path in tracked_files() if path.suffix in read and path.name != "test_layout.py"]
+    assert {ROOT / name for name in ("README.md", "Makefile", "experiments/README.md", "docs/README.md")} <= set(paths)
+    assert [file for path in paths for file in dead(path, path.read_text())] == []
+    assert dead(ROOT / "README.md", "[a](figures/x.png)") and dead(ROOT / "Makefile", "experiments/x.py")
+    assert not dead(ROOT / "README.md", "[a](experiments/README.md#speed), [b](https://arxiv.org/abs/1903.03088)")

@@ -14,6 +14,7 @@ from test_certificates import dense, measure
 import bilevel
 from bilevel import Nesterov, NewtonCG
 from bilevel.problems import LogisticRegression
+from experiments.paper.mnist import Euclidean
 
 ROOT = Path(__file__).parents[1]
 ROWS, FEATURES, CLASSES = 20, 4, 3
@@ -106,9 +107,6 @@ def test_the_weighted_norm_is_the_largest_eigenvalue_or_above(seed):
 
 def test_the_metric_keeps_the_certificate_usable_with_tiny_penalties():
     """On the digits, one weight in ten almost free (e^-8): omega at the same x and q falls at least tenfold."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    from mnist import Euclidean
-
     A, y = load_digits(return_X_y=True)
     data = A[:300] / 16, y[:300], A[300:600] / 16, y[300:600]
     theta = jnp.where(jnp.asarray(np.random.default_rng(0).random((64, 10)) < 0.1), -8.0, -2.0)

@@ -1,19 +1,13 @@
 """The experiments' log: what is written is what is read, and an interrupted run goes on where it stood."""
 
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bilevel
 from bilevel.problems.quadratic import uniform_data
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import packed
-import record
-import style
+from experiments._harness import packed, record, style
 
 
 def test_the_later_line_counts_and_a_cut_one_is_left_out(tmp_path):

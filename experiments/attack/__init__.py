@@ -1,0 +1,1 @@
+"""The certificates against references in 80-bit floats."""

@@ -1,0 +1,1 @@
+"""Speed and cost: of kernels, lower-level solvers, methods, and `bilevel.solve` without a tolerance."""

@@ -1,0 +1,1 @@
+"""Comparisons with what people use today: SciPy, scikit-image, scikit-learn, Optuna, jaxopt."""
