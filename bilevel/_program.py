@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 FEW = 2**15  # numbers in the arguments of a program: a quarter of a megabyte, where vector instructions begin to tell
 QUICKLY = {
@@ -49,8 +49,8 @@ def small(*arguments) -> bool:
     leaves = [leaf for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)]
     if jax.default_backend() != "cpu" or sum(leaf.size for leaf in leaves) > FEW:
         return False
-    # while something else is being traced, whatever is made is traced too
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in [*leaves, jnp.zeros(())])
+    # while something else is being traced, whatever is put on a device is traced too
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in [*leaves, jax.device_put(np.zeros(()))])
 
 
 @functools.cache

@@ -93,7 +93,7 @@ class Quadratic(AbstractProblem):
         return 0.5 * r @ r
 
     def guess(self, theta):
-        return jnp.zeros_like(self.A2[0])
+        return jnp.zeros(self.A2.shape[1], self.A2.dtype)
 
     def constants(self, theta):
         # A2^T (A2 x + (A3 theta - b2)): where A3 theta and b2 cancel, their rounding is larger than that of H x
