@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 PEERS := .venv/.peers
+LINT := .venv/.lint
 # Exact versions, of CI too; `make CONSTRAINTS= test` takes the newest.
 CONSTRAINTS ?= --constraint constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
@@ -39,6 +40,10 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) '.[test,experiments]'
 	@touch $@
 
+$(LINT): $(READY)
+	$(INSTALL) '.[lint]'
+	@touch $@
+
 # What only the comparisons need.
 $(PEERS): $(READY)
 	$(INSTALL) '.[peers]'
@@ -56,9 +61,12 @@ test: $(READY)  ## run the tests, a file at a time on each core; options go in A
 test-full: $(READY)  ## the same and the long checks, marked `full`, with LLVM's optimisations
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "" $(ARGS)
 
-lint: $(READY)  ## ruff: rules and format
+lint: $(LINT)  ## ruff: rules and format; pyright: the examples' calls of the public interface, as installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@rm -rf .types
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target .types .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 attack: $(READY)  ## the certificates against references in 80-bit floats: 29 000 draws, a quarter of an hour; SMOKE=1: a few
 	$(BIN)/python -m experiments.attack.attack $(MODE)
@@ -93,5 +101,5 @@ $(PAPER) $(COMPARISONS) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
-	rm -rf .venv .pytest_cache .ruff_cache .jax_cache build dist *.egg-info experiments/demo experiments/smoke
+	rm -rf .venv .pytest_cache .ruff_cache .jax_cache .types build dist *.egg-info experiments/demo experiments/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,8 +36,8 @@ def judged(rate):
     return bilevel.Method(bilevel.Balanced(), bilevel.SlopeTest(), direction, bilevel.LBFGS(), bilevel.Secants())
 
 
-options = dict(tol=1e-3, max_steps=2 if FEW else 1000, max_cost=6000)
-best = bilevel.solve(problem, theta0, **(options | {"tol": 1e-6})).value
+steps, most = 2 if FEW else 1000, 6000
+best = bilevel.solve(problem, theta0, tol=1e-6, max_steps=steps, max_cost=most).value
 methods = {"default": bilevel.quasi_newton()}
 for rate in (0.1,) if FEW else (0.03, 0.3, 3.0):
     methods |= {f"Adam({rate}), taken": taken(rate), f"Adam({rate}), judged": judged(rate)}
@@ -45,7 +45,7 @@ for rate in (0.1,) if FEW else (0.03, 0.3, 3.0):
 print(f"{'':20}{'cost':>6}{'steps':>7}{'cost to best + 1e-3':>21}{'went up':>9}{'||grad f|| <=':>15}")
 plt.figure(figsize=(6, 3.8), layout="constrained")
 for name, method in methods.items():
-    run = bilevel.solve(problem, theta0, method, **options)
+    run = bilevel.solve(problem, theta0, method, tol=1e-3, max_steps=steps, max_cost=most)
     f, cost = run.history["value"], run.history["cost"]
     near = next((c for c, value in zip(cost, f, strict=True) if value <= best + 1e-3), "never")
     norm = np.nanmin(run.history["gradient_norm"] + run.history["gradient_error"])

@@ -48,9 +48,11 @@ class Deblurring(bilevel.AbstractProblem):
         return (lambda v: times(1 / P, v)) if self.preconditioned else None
 
 
-clean, size = data.photographs(16 if FEW else 64).pixels[:4], 16 if FEW else 64
-D = 4 * sum(np.sin(np.pi * f) ** 2 for f in np.meshgrid(np.fft.rfftfreq(size), np.fft.fftfreq(size)))[None]
-b = data.add_noise(times(np.exp(-2 * D), clean), 0.01, seed=0)
+size = 16 if FEW else 64
+clean = jnp.asarray(data.photographs(size).pixels[:4])
+right, down = jnp.meshgrid(jnp.fft.rfftfreq(size), jnp.fft.fftfreq(size))
+D = 4 * (jnp.sin(np.pi * right) ** 2 + jnp.sin(np.pi * down) ** 2)[None]
+b = jnp.asarray(data.add_noise(times(jnp.exp(-2 * D), clean), 0.01, seed=0))
 print(f"{'||grad f|| <= 1e-2':20}{'cost':>6}{'steps':>7}{'f':>9}")
 for name, given in {"plain": False, "preconditioned": True}.items():
     run = bilevel.solve(Deblurring(clean, b, D, given), np.full(2, -6.0), x0=b, tol=1e-2, max_steps=1 if FEW else 99)
