@@ -64,7 +64,7 @@ test-full: $(READY)  ## the same and the long checks, marked `full`, with LLVM's
 lint: $(LINT)  ## ruff: rules and format; pyright: the examples' calls of the public interface, as installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@rm -rf .types
+	@rm -rf .types build
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target .types .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 

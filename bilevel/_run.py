@@ -79,8 +79,7 @@ class Saver:
 
 
 def follow(
-    steps: Iterator[tuple[State, Info]],
-    state: State,
+    steps: Iterator[tuple[State, Info | None]],
     record: Record,
     save: Saver,
     every: int,
@@ -88,9 +87,12 @@ def follow(
     bar: Any,
     interrupt: Interrupt,
 ) -> tuple[State, Info, RESULTS]:
-    """The state and info at which the run ends, and why. Whatever ends it, what was reached is on disk."""
-    good, failed, info, end = (state, len(record)), False, None, None
+    """The state and info at which the run ends, and why. `steps` begin with the state to start from. Whatever ends the
+    run, what was reached is on disk."""
     bar.set_postfix_str("compiling")
+    state, info = next(steps)
+    bar.update(state.counts.cost)
+    good, failed, end = (state, len(record)), False, None
     try:
         while end is None:
             if interrupt.asked:

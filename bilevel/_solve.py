@@ -42,16 +42,20 @@ def iterate(
     """
     _check_limits(tol, max_steps, max_cost)
     problem, theta0, x0, method = _ready(problem, theta0, x0, method)
-    yield from _iterate(problem, theta0, method, tol, max_steps, max_cost, make_box(bounds, theta0), x0, state)
-
-
-def _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, state):
     state = _start(method, problem, theta0, x0, max_cost) if state is None else state
-    result = None
-    while result is None:
+    steps = _iterate(problem, method, tol, max_steps, max_cost, make_box(bounds, theta0), state)
+    next(steps)
+    del state  # x many times over: it is not kept for the whole run
+    yield from steps
+
+
+def _iterate(problem, method, tol, max_steps, max_cost, box, state):
+    """Where it starts, without an info, and then step after step."""
+    info = None
+    yield state, info
+    while info is None or info.result is None:
         last = state.steps >= max_steps
         state, info = method.step(problem, state, tol=tol, box=box, max_cost=max_cost, last=last)
-        result = info.result
         yield state, info
 
 
@@ -106,13 +110,14 @@ def solve(
     if checkpoint is not None:
         prints = checkpoints.fingerprint(problem, method, {"theta0": theta0, "x0": x0, "box": box})
     with Interrupt(shown(progress)) as interrupt:
-        start = _start(method, problem, theta0, x0, max_cost)
-        if resumed:
-            start, record.columns = checkpoints.load(checkpoint, start, prints)
-        steps = _iterate(problem, theta0, method, tol, max_steps, max_cost, box, x0, start)
-        line = bar(progress, total=max_cost, initial=start.counts.cost, unit=" products", desc="bilevel")
+        # no name for the state, which would keep it for the whole run
+        steps = _iterate(
+            problem, method, tol, max_steps, max_cost, box,
+            _begin(method, problem, theta0, x0, max_cost, checkpoint if resumed else None, prints, record),
+        )  # fmt: skip
+        line = bar(progress, total=max_cost, unit=" products", desc="bilevel")
         save = Saver(checkpoint, record, prints)
-        ended = follow(steps, start, record, save, every, callback, line, interrupt)
+        ended = follow(steps, record, save, every, callback, line, interrupt)
     return solution(*ended, record, method, tol is None, keep_state)
 
 
@@ -127,6 +132,14 @@ def _start(method, problem, theta0, x0, max_cost):
     if max_cost < needed:
         raise ValueError(f"max_cost={max_cost} does not pay for the first gradient, which takes {needed}: raise it")
     return method.init(problem, theta0, x0, max_cost)
+
+
+def _begin(method, problem, theta0, x0, max_cost, saved, prints, record):
+    """The state to start from: a saved one where there is one, and then its record too."""
+    start = _start(method, problem, theta0, x0, max_cost)
+    if saved is not None:
+        start, record.columns = checkpoints.load(saved, start, prints)
+    return start
 
 
 def _check_limits(tol, max_steps, max_cost, every=1):

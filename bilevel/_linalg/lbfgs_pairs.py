@@ -11,6 +11,7 @@ diagonal, B v is two passes over each of them, and no loop:
 Nocedal 1980; Byrd, Nocedal, Schnabel 1994. The two triangular systems are the two loops of the usual recursion.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -27,6 +28,7 @@ from .vectors import Scalar, Vector
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Inverse = Callable[[Vector], Vector] | None
+Mask = PyTree[Bool[Array, "..."]] | None
 
 
 class Pairs(eqx.Module):
@@ -77,19 +79,23 @@ def push(
     )
 
 
-def restrict(pairs: Pairs, free: PyTree[Bool[Array, "..."]]) -> Pairs:
-    """The pairs of the entries that are free; one whose curvature there is not positive drops out."""
-    s, y = (jax.tree.map(lambda v, free: jnp.where(free[None], v, 0), stack, free) for stack in (pairs.s, pairs.y))
-    products = jax.vmap(lambda y: dots(s, y), out_axes=1)(y)
-    s_norms, y_norms = (jax.vmap(norm)(stack) for stack in (s, y))
-    sy = jnp.diagonal(products)
-    usable = (jnp.diagonal(pairs.products) > 0) & (sy > 1e-10 * s_norms * y_norms)
-    s, y = (jax.tree.map(lambda v: jax.vmap(jnp.multiply)(usable.astype(v.dtype), v), stack) for stack in (s, y))
-    return Pairs(s, y, jnp.where(usable[:, None] & usable[None], products, 0), pairs.gamma, pairs.count)
+def restrict(pairs: Pairs, free: Mask) -> Pairs:
+    """The products of the entries that are free, for `apply` with the same `free`; a pair whose curvature there is not
+    positive drops out. The pairs themselves stay: a copy of them would be most of what a step holds."""
+
+    def row(pair):
+        s, y = (mask(v, free) for v in pair)
+        return dots(pairs.y, s), norm(s), norm(y)
+
+    products, s_norms, y_norms = jax.lax.map(row, (pairs.s, pairs.y))
+    usable = (jnp.diagonal(pairs.products) > 0) & (jnp.diagonal(products) > 1e-10 * s_norms * y_norms)
+    products = jnp.where(usable[:, None] & usable[None], products, 0)
+    return dataclasses.replace(pairs, products=products)
 
 
-def apply(pairs: Pairs, v: Vector, precondition: Inverse = None) -> Vector:
-    """B v."""
+def apply(pairs: Pairs, v: Vector, precondition: Inverse = None, free: Mask = None) -> Vector:
+    """B v. With `free`, and pairs that were restricted to it, the B of the entries that are free, for a v that is zero
+    in all others."""
 
     def oldest_first(v):
         return jnp.roll(v, -pairs.count, axis=tuple(range(v.ndim)))
@@ -99,13 +105,19 @@ def apply(pairs: Pairs, v: Vector, precondition: Inverse = None) -> Vector:
 
     products = oldest_first(pairs.products)
     D = jnp.diagonal(products)
-    R = jnp.triu(products) + jnp.diag(jnp.where(D > 0, 0, 1).astype(D.dtype))  # an empty slot: a = c = 0
+    used = D > 0  # a slot without a pair: a = c = 0
+    R = jnp.triu(products) + jnp.diag(jnp.where(used, 0, 1).astype(D.dtype))
 
-    a = solve_triangular(R, oldest_first(dots(pairs.s, v)))
-    r = optax.tree.sub(v, combine(pairs.y, by_slot(a)))
+    a = solve_triangular(R, jnp.where(used, oldest_first(dots(pairs.s, v)), 0))
+    r = optax.tree.sub(v, mask(combine(pairs.y, by_slot(a)), free))
     r = optax.tree.scale(pairs.gamma, r if precondition is None else precondition(r))
-    c = solve_triangular(R, D * a - oldest_first(dots(pairs.y, r)), trans=1)
-    return optax.tree.add(r, combine(pairs.s, by_slot(c)))
+    c = solve_triangular(R, jnp.where(used, D * a - oldest_first(dots(pairs.y, r)), 0), trans=1)
+    return optax.tree.add(r, mask(combine(pairs.s, by_slot(c)), free))
+
+
+def mask(v: Vector, free: Mask) -> Vector:
+    """v, and zero where it is not free."""
+    return v if free is None else jax.tree.map(lambda v, free: jnp.where(free, v, 0), v, free)
 
 
 # Both without a reshape, which would gather what is sharded, and in full precision, which accelerators would otherwise

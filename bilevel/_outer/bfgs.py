@@ -19,6 +19,7 @@ from .region import free, stationarity
 
 # y = z+ - z is meaningless where its error could be all of it; omega is some hundred times the error of z.
 MEANINGLESS = 0.01
+MOST = 2**24  # numbers in all pairs: an eighth of a gigabyte, twice, for a state and the next
 
 
 class Memory(NamedTuple):
@@ -31,14 +32,18 @@ class Memory(NamedTuple):
 
 
 class QuasiNewton(AbstractDirection):
-    """`pairs`: how many are kept."""
+    """`pairs`: how many are kept; left out, 100, or as many as have 2^24 numbers, but at least 8."""
 
-    pairs: int = eqx.field(static=True, default=100)
+    pairs: int | None = eqx.field(static=True, default=None)
 
     def init(self, theta):
         zeros, leaf = optax.tree.zeros_like(theta), jax.tree.leaves(theta)[0]
         omega = replicate(jnp.asarray(jnp.inf, leaf.dtype), theta)
-        return Memory(lbfgs_pairs.empty(theta, self.pairs), zeros, zeros, omega)
+        return Memory(self.empty(theta), zeros, zeros, omega)
+
+    def empty(self, theta):
+        fitting = max(8, min(100, MOST // (2 * optax.tree.size(theta))))
+        return lbfgs_pairs.empty(theta, fitting if self.pairs is None else self.pairs)
 
     def query(self, memory, theta, z, omega, box):
         s, y = optax.tree.sub(theta, memory.theta), optax.tree.sub(z, memory.z)
@@ -54,16 +59,15 @@ class QuasiNewton(AbstractDirection):
         return Memory(pairs, theta, z, omega), d, heading
 
     def forget(self, memory, theta):
-        return memory._replace(pairs=lbfgs_pairs.empty(theta, self.pairs))
+        return memory._replace(pairs=self.empty(theta))
 
 
 def descend(pairs, theta, z, box):
     """(d, whether B made it)."""
-    if box is not None:
-        moving = free(theta, z, box)
-        z = jax.tree.map(lambda z, free: jnp.where(free, z, 0), z, moving)
-        pairs = lbfgs_pairs.restrict(pairs, moving)
-    d = optax.tree.scale(-1, lbfgs_pairs.apply(pairs, z))
+    moving = None if box is None else free(theta, z, box)
+    if moving is not None:
+        z, pairs = lbfgs_pairs.mask(z, moving), lbfgs_pairs.restrict(pairs, moving)
+    d = optax.tree.scale(-1, lbfgs_pairs.apply(pairs, z, free=moving))
     norms = norm(z) * norm(d)
     used = (jnp.max(jnp.diagonal(pairs.products)) > 0) & (optax.tree.vdot(z, d) < -1e-10 * norms) & jnp.isfinite(norms)
     return optax.tree.where(used, d, optax.tree.scale(-1, z)), used

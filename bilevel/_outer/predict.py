@@ -74,7 +74,7 @@ class Secants(AbstractPredictor):
     tau: float = eqx.field(static=True, default=1e-2)
 
     def init(self, theta, x):
-        count = replicate(np.zeros((), np.int32), x)
+        count = replicate(jax.device_put(np.zeros((), np.int32)), x)
         slots = (8 if optax.tree.size(x) <= LARGE else 4) if self.points is None else self.points
         return Points(stack(theta, slots), stack(x, slots), count)
 
