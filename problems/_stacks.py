@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 Order = tuple[tuple[int, ...], ...]  # which images stand in each stack
 
 
-def stacked(*lists: Sequence) -> tuple[list[tuple[Array, ...]], Order]:
+def stacked(*lists: Sequence) -> tuple[list[tuple], Order]:
     """Every list as stacks, in which images stand together whose shapes are alike in all lists; and the order.
 
     Raises ValueError for lists that are empty or of different lengths.
@@ -40,7 +40,7 @@ def _stack(images):
     return (jnp if jnp in kinds else np).stack(images)
 
 
-def each(x: Array | tuple) -> tuple:
+def each(x: PyTree) -> tuple:
     """The stacks of x."""
     return x if isinstance(x, tuple) else (x,)
 

@@ -31,18 +31,14 @@ class Linear(AbstractOperator):
 
     def __init__(self, function: Callable, shape: tuple[int, ...], transpose: Callable | None = None):
         self.function, self.transpose, self.shape = _tree(function), transpose and _tree(transpose), tuple(shape)
-        like = jnp.zeros((1, *self.shape))
+        self.largest, like = 0.0, jnp.zeros((1, *self.shape))
         try:
-            jax.eval_shape(lambda x: self.adjoint(self.apply(x)), like)
-            data = jax.eval_shape(self.apply, like)
+            data = jax.eval_shape(self.function, like)
+            if len(data.shape) < 2 or data.shape[0] != 1:
+                raise ValueError(f"of one image it makes {data.shape}, not (1, ...): keep the first axis")
+            jax.eval_shape(self.adjoint, data)
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(
-                f"no linear function of a stack {like.shape}, or JAX cannot transpose it: {error}"
-            ) from error
-        if len(data.shape) < 2 or data.shape[0] != 1:
-            raise ValueError(
-                f"the function makes {data.shape} of one image {like.shape}: keep the first axis, (n, ...)"
-            )
+            raise ValueError(f"no linear function of a stack {like.shape}, or without a transpose: {error}") from error
         steps = lanczos_steps(like.size)
         largest = jax.jit(lambda: largest_eigenvalue(lambda v: self.adjoint(self.apply(v)), like, steps)[0])
         self.largest = float(largest())

@@ -6,6 +6,8 @@ theta = {"scale": t_0, "weights": t, "smoothings": s, "filters": c}, any of them
 correlation of a filter's taps with the image. Section 4.3 of arXiv 2308.10098.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -35,31 +37,22 @@ class Experts(AbstractRegulariser):
     - `boundary`: "valid", patches inside the image only; "reflect", the image mirrored by half a filter, as published.
 
     scale, weights and smoothings are logs. The channels of a colour image are treated as grey images that share theta.
+    `shards`, on how many devices the images lie, is for `Restoration` to say.
     Raises TypeError for dtypes and ValueError for values; those of theta where it is first used.
     """
 
-    fixed: dict[str, Array]
-    boundary: str = eqx.field(static=True)
-    shards: int = eqx.field(static=True)
+    fixed: Mapping[str, ArrayLike] | None = eqx.field(default=None, converter=lambda fixed: _numbers(fixed or {}))
+    boundary: str = eqx.field(default="valid", static=True)
+    shards: int = eqx.field(default=1, static=True)
 
-    def __init__(self, *, fixed: Mapping[str, ArrayLike] | None = None, boundary: str = "valid"):
-        if boundary not in ("valid", "reflect"):
-            raise ValueError(f'boundary must be "valid" or "reflect", not {boundary!r}')
-        self.fixed = {}
-        for name, leaf in (fixed or {}).items():
-            leaf = dense(f"the fixed {name}", leaf)
-            if leaf.dtype.kind not in "fiuV":  # V: bfloat16
-                raise TypeError(f"the fixed {name} are {leaf.dtype}: pass real numbers")
-            narrow = leaf.dtype in (np.float32, np.float64)
-            leaf = self.fixed[name] = jnp.asarray(leaf, leaf.dtype if narrow else float)
-            if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
-                raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
-        self.boundary, self.shards = boundary, 1
+    def __check_init__(self):
+        if self.boundary not in ("valid", "reflect"):
+            raise ValueError(f'boundary must be "valid" or "reflect", not {self.boundary!r}')
 
     def bind(self, data):
         traced = isinstance(data, jax.core.Tracer)
         shards = 1 if traced else len(data) // data.sharding.shard_shape(data.shape)[0]
-        return eqx.tree_at(lambda r: r.shards, self, shards)
+        return dataclasses.replace(self, shards=shards)
 
     def value(self, x, theta):
         B, a, _ = self.scaled(theta)
@@ -91,7 +84,7 @@ class Experts(AbstractRegulariser):
         power, copies = self.spectrum(B, shape)
         k, length = B.shape[1] * copies**0.5, jnp.linalg.norm(B, axis=(1, 2))
         t = k * length * reach
-        slope = jnp.minimum(t, (copies * np.prod(shape)) ** 0.5) + t
+        slope = jnp.minimum(t, (copies * math.prod(shape)) ** 0.5) + t
         terms, logs = a * k * length * slope, ("weights" in theta) + ("smoothings" in theta)
         cancelled = int("scale" in theta) * jnp.sum(terms) ** 2 + logs * jnp.sum(terms**2)
         cancelled += int("filters" in theta) * jnp.sum((w * k * (slope + 2 * t)) ** 2)
@@ -179,6 +172,19 @@ class Experts(AbstractRegulariser):
         split = [jnp.swapaxes(v.reshape(self.shards, -1, *v.shape[1:]), 0, 1) for v in stacks]
         out = lax.map(lambda images: jax.vmap(f)(*images), split)
         return jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:]), out)
+
+
+def _numbers(fixed):
+    """The fixed leaves as arrays of floats. Raises TypeError for dtypes, ValueError for values that are not finite."""
+    arrays = {}
+    for name, leaf in fixed.items():
+        leaf = dense(f"the fixed {name}", leaf)
+        if leaf.dtype.kind not in "fiuV":  # V: bfloat16
+            raise TypeError(f"the fixed {name} are {leaf.dtype}: pass real numbers")
+        leaf = arrays[name] = jnp.asarray(leaf, leaf.dtype if leaf.dtype == np.float32 else float)
+        if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
+            raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
+    return arrays
 
 
 def _grey(x):
