@@ -21,7 +21,7 @@ from ._restoration_checks import alike, image_shape, least, of_dtype, parts
 from ._stacks import Order, each, hypot, largest, root, smallest, stacked, top, unstacked
 from .inputs import floats
 
-Images = PyTree[Float[Array, "n ..."]]  # a stack, or a tuple of stacks
+Images = PyTree[Float[Array, "..."]]  # a stack, or a tuple of stacks
 Scalar = Float[Array, ""]
 Theta = PyTree[Float[Array, "..."]]
 

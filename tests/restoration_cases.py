@@ -1,5 +1,7 @@
 """Operators, regularisers and random restoration problems that the tests share: few shapes, so few programs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,11 +52,17 @@ def thetas(regulariser, rng, elastic=True):
     return theta | ({"elastic": rng.uniform(-4, 0)} if elastic else {})
 
 
+@functools.cache
+def made(operator, dtype):
+    """The operator, its floats in a dtype."""
+    A = OPERATORS[operator]()
+    return jax.tree.map(lambda v: jnp.asarray(v, dtype) if jnp.issubdtype(jnp.result_type(v), jnp.floating) else v, A)
+
+
 def draw(operator, regulariser, rng, dtype=np.float64, shape=SHAPE):
     """A problem of images of two flat pieces, with noise of 0.1 in the data; and a theta."""
-    A, clean = OPERATORS[operator](), np.zeros(shape, dtype) + dtype(rng.uniform())
+    A, clean = made(operator, dtype), np.zeros(shape, dtype) + dtype(rng.uniform())
     clean[:, : rng.integers(1, 6), : rng.integers(1, 4)] = rng.uniform()
-    A = jax.tree.map(lambda v: jnp.asarray(v, dtype) if jnp.issubdtype(jnp.result_type(v), jnp.floating) else v, A)
     if operator == "Fourier":
         z = np.fft.fft2(clean, axes=(1, 2), norm="ortho")
         data = (z + 0.1 * (rng.normal(size=z.shape) + 1j * rng.normal(size=z.shape))).astype(z.dtype)

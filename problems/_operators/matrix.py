@@ -1,10 +1,11 @@
 """Any matrix, such as tomography's: a row is a number that was measured."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
-from jax.typing import ArrayLike
 
 from ..inputs import floats
 from .base import AbstractOperator
@@ -25,7 +26,7 @@ class Matrix(AbstractOperator):
     largest: float
     shape: tuple[int, int] = eqx.field(static=True)
 
-    def __init__(self, A: ArrayLike, shape: tuple[int, int]):
+    def __init__(self, A: Any, shape: tuple[int, int]):
         rows, columns, values, size = _triplets(A)
         if len(shape) != 2 or size[1] != shape[0] * shape[1]:
             raise ValueError(
