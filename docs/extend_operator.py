@@ -42,7 +42,7 @@ while len(S) < SIZE:
 order = np.argsort(np.argsort(np.sum(np.diff(S, axis=1) != 0, axis=1)))  # changes of sign: the rows' frequencies
 chance = np.random.default_rng(0).uniform(size=(SIZE, SIZE))
 A = SinglePixel(jnp.asarray(chance < 4 / (1 + 16 * np.add.outer(order, order) / SIZE)))  # low ones, and some others
-y = np.asarray(A.apply(jnp.asarray(clean)) + 0.05 * np.random.default_rng(1).normal(size=clean.shape)) * A.kept
+y = A.apply(jnp.asarray(data.add_noise(clean, 0.05, seed=1)))
 print(f"{float(A.kept.mean()):.0%} of all      {'cost':>6}{'f at start':>12}{'f':>8}{'+-':>9}{'dB':>7}")
 shown, theta0 = [clean, A.adjoint(y)], dict(weight=np.array(-5.0), smoothing=np.array(-4.0), elastic=np.array(-6.0))
 for name, R in {"TV": problems.TV(), "isotropic TV": problems.TV(isotropic=True)}.items():

@@ -8,7 +8,6 @@ Sums and norms are over all n images. A is an operator, R a regulariser, each a 
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
@@ -17,15 +16,13 @@ from bilevel import AbstractProblem, Bounds, Constants
 from ._operators.base import AbstractOperator
 from ._operators.identity import Identity
 from ._regularisers.base import AbstractRegulariser
-from ._restoration_checks import alike, image_shape, least, of_dtype, parts
+from ._restoration_checks import alike, image_shape, least_weight, of_dtype, parts
 from ._stacks import Order, each, hypot, largest, root, smallest, stacked, top, unstacked
 from .inputs import floats
 
 Images = PyTree[Float[Array, "..."]]  # a stack, or a tuple of stacks
 Scalar = Float[Array, ""]
 Theta = PyTree[Float[Array, "..."]]
-
-LEAST = float(np.exp(-6))
 
 
 class Restoration(AbstractProblem):
@@ -80,18 +77,7 @@ class Restoration(AbstractProblem):
                 alike(v, shape, y)
             self.clean = clean if self.order else clean[0]
         self.operator, self.regulariser = operator, regulariser.bind(data[0])
-        low = min(least(operator, shape) for shape in shapes)
-        if low == 0 and not elastic:
-            raise ValueError(
-                f"{type(operator).__name__} is singular, or is not known not to be: the lower level would not be "
-                'strongly convex. Pass elastic=True, and theta["elastic"], the log of its weight'
-            )
-        if floor is not None and not (elastic and 0 <= floor < np.inf):
-            raise ValueError(
-                f"floor is the least elastic weight, finite and at least 0, with elastic=True; not {floor!r}"
-            )
-        self.elastic = elastic
-        self.floor = float((LEAST if elastic and low < LEAST else 0.0) if floor is None else floor)
+        self.elastic, self.floor = elastic, least_weight(operator, shapes, elastic, floor)
 
     def lower(self, x: Images, theta: Theta) -> Scalar:
         """h(x, theta). Raises ValueError if theta has the wrong leaves or shapes."""

@@ -1,5 +1,7 @@
 """What `Restoration` asks of its parts and its data, once, where it is made."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ from jaxtyping import Array
 from ._operators.base import AbstractOperator
 from ._regularisers.base import AbstractRegulariser
 from .inputs import channels_last
+
+LEAST = math.exp(-6)
 
 
 def parts(regulariser: object, operator: object) -> None:
@@ -61,7 +65,18 @@ def alike(clean: Array, shape: tuple[int, ...], data: Array) -> None:
         raise TypeError(f"clean is {clean.dtype}, data {data.dtype}: pass data.astype of clean's precision")
 
 
-def least(operator: AbstractOperator, shape: tuple[int, ...]) -> float:
-    """A lower bound of A^T A's smallest eigenvalue, 0 where it is not known yet."""
-    low = operator.extremes(shape)[0]
-    return 0.0 if isinstance(low, jax.core.Tracer) else float(low)
+def least_weight(operator: AbstractOperator, shapes: tuple, elastic: bool, floor: float | None) -> float:
+    """The floor of the elastic weight. Raises ValueError where without it h would not be strongly convex."""
+    ends = [operator.extremes(shape)[0] for shape in shapes]
+    known = not any(isinstance(low, jax.core.Tracer) for low in ends)
+    low = min(map(float, ends)) if known else 0.0
+    if low == 0 and not elastic:
+        raise ValueError(
+            f"{type(operator).__name__} is singular, or is not known not to be: the lower level would not be strongly "
+            'convex. Pass elastic=True, and theta["elastic"], the log of its weight'
+        )
+    if floor is None:
+        return LEAST if elastic and low < LEAST else 0.0
+    if not (elastic and 0 <= floor < math.inf):
+        raise ValueError(f"floor is the least elastic weight, finite and at least 0, with elastic=True; not {floor!r}")
+    return float(floor)

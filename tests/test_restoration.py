@@ -339,3 +339,25 @@ def test_the_floor_of_the_elastic_weight():
         assert problem.parts(theta)[2] == np.exp(-50.0)
     function = Restoration(None, np.zeros(SHAPE), TV(), Linear(lambda x: x, SHAPE[1:]), elastic=True)
     assert function.constants(theta).L is None  # only probable
+
+
+@jax.jit
+def gradient_and_constants(problem, x, theta):
+    return lower_gradient(problem, x, theta), problem.constants(theta)
+
+
+@pytest.mark.parametrize("operator", ["mask", "blur, odd, reflected", "Fourier", "matrix"])
+def test_the_gradient_is_as_accurate_as_declared(operator):
+    """Computed to u (L ||x|| + rounding) in float32, against float64 of the same data."""
+    rng, worst = np.random.default_rng(10), 0.0
+    for _ in range(8):
+        problem, theta = draw(operator, "TV", rng, np.float32)
+        wide = in_float64((problem, theta))
+        x = np.asarray(wide[0].guess(theta) + 10 ** rng.uniform(-4, 0) * rng.normal(size=SHAPE), np.float32)
+        rho, known = gradient_and_constants(problem, x, theta)
+        exact, _ = gradient_and_constants(wide[0], x.astype(float), wide[1])
+        terms = 0.0 if known.rounding is None else float(known.rounding)
+        bound = 2.0**-24 * (float(known.L) * np.linalg.norm(x) + terms)
+        worst = max(worst, float(np.linalg.norm(rho - exact)) / bound)
+    print(operator, worst)
+    assert worst <= 1
