@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from bilevel import AbstractProblem, Bounds, Constants
+from bilevel._program import program
 
 from ._operators.base import AbstractOperator
 from ._operators.identity import Identity
@@ -100,8 +101,7 @@ class Restoration(AbstractProblem):
         """A^T y over the largest eigenvalue of A^T A; for `Identity` the data."""
         if isinstance(self.operator, Identity):
             return self.data
-        top = [self._extremes(shape)[1] for shape in self.shapes]
-        x = tuple(self.operator.adjoint(y) / t for y, t in zip(each(self.data), top, strict=True))
+        x = _projected_back(self)
         return x if self.order else x[0]
 
     def images(self, x: Images) -> list[Array]:
@@ -209,3 +209,9 @@ class Restoration(AbstractProblem):
         """Of A^T A, in the dtype of the data."""
         dtype = each(self.data)[0].dtype
         return tuple(jnp.asarray(value, dtype) for value in self.operator.extremes(shape))
+
+
+@program  # in one piece: by itself each operation would be compiled
+def _projected_back(problem):
+    tops = [problem._extremes(shape)[1] for shape in problem.shapes]
+    return tuple(problem.operator.adjoint(y) / top for y, top in zip(each(problem.data), tops, strict=True))
