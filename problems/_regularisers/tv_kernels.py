@@ -1,4 +1,4 @@
-"""The derivatives of sum psi(Dx) by hand: experiments/bench_kernels.py measures what that gains over JAX's own.
+"""The derivatives of sum psi(Dx) by hand (the gain over JAX's own: experiments/benchmarks/bench_kernels.py).
 
     psi = nu/r,   psi' = t r,   dpsi/dnu = r,   dpsi'/dnu = -t r^3/nu,        t = Dx/nu,  r = 1/sqrt(1 + |t|^2)
 
