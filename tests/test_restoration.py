@@ -1,5 +1,7 @@
 """Restoration: derivatives for operators x regularisers, certificates against references, colour, sizes, solves."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,6 +216,21 @@ def test_channels_share_a_root(regulariser):
         assert np.linalg.norm((J - J2).T @ q.ravel()) <= bounds.M_J * far
 
 
+class AtOnce(NamedTuple):
+    h: Any
+    g: Any
+    rho: Any
+    constants: Any
+    bounds: Any
+
+
+@jax.jit
+def at_once(problem, x, theta, q):
+    h, rho = jax.value_and_grad(problem.lower)(x, theta)
+    bounds = problem.bounds(x, theta, q, jnp.asarray(0.1))
+    return AtOnce(h, problem.upper(x, theta), rho, problem.constants(theta), bounds)
+
+
 def test_experts_see_channels_as_images():
     rng = np.random.default_rng(6)
     x, data = (jnp.asarray(rng.normal(size=COLOUR)) for _ in range(2))
@@ -224,12 +241,15 @@ def test_experts_see_channels_as_images():
     def grey(v):
         return jnp.moveaxis(v, 3, 0)[:, 0]
 
-    colour, two = Restoration(None, data, R), Restoration(None, grey(data), R)
-    np.testing.assert_allclose(colour.lower(x, theta), two.lower(grey(x), theta), rtol=1e-12)
-    at = jnp.asarray(0.1)
-    for a, b in zip(*(jax.tree.leaves((p.constants(theta), p.bounds(v, theta, v, at)))
-                      for p, v in ((colour, x), (two, grey(x)))), strict=True):  # fmt: skip
-        np.testing.assert_allclose(a, b if b != 0.5 else 1, rtol=1e-12)  # L_upper: two images, or one
+    colour, two = Restoration(x, data, R), Restoration(grey(x), grey(data), R)
+    found, same = at_once(colour, x, theta, x), at_once(two, grey(x), theta, grey(x))
+    np.testing.assert_allclose(found.h, same.h, rtol=1e-12)
+    np.testing.assert_allclose(grey(found.rho), same.rho, atol=1e-12)
+    assert found.constants.L_upper == 1 and same.constants.L_upper == 1 / 2
+    for name in ("L", "L_hessian", "L_cross", "rounding_cross"):
+        np.testing.assert_allclose(getattr(found.constants, name), getattr(same.constants, name), rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(found.bounds), jax.tree.leaves(same.bounds), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 def test_images_of_different_sizes():
@@ -247,24 +267,21 @@ def test_images_of_different_sizes():
         Restoration(np.stack(c), np.stack(y), TV(), kernel, elastic=True)
         for c, y in ((clean[::2], noisy[::2]), (clean[1:2], noisy[1:2]))
     ]
-    x = tuple(v + 0.3 for v in problem.data)
-    q, at = tuple(v**2 for v in problem.data), jnp.asarray(0.1)
-    np.testing.assert_allclose(problem.lower(x, theta), sum(p.lower(v, theta) for p, v in zip(alone, x, strict=True)))
-    upper = sum(len(v) * p.upper(v, theta) for p, v in zip(alone, x, strict=True)) / 3
-    np.testing.assert_allclose(problem.upper(x, theta), upper)
-    known, each = problem.constants(theta), [p.constants(theta) for p in alone]
-    np.testing.assert_allclose(known.mu, min(k.mu for k in each))
-    np.testing.assert_allclose(known.L, max(k.L for k in each))
-    assert known.L_upper == 1 / 3
-    bounds = problem.bounds(x, theta, q, at)
-    each = [p.bounds(v, theta, w, at) for p, v, w in zip(alone, x, q, strict=True)]
-    np.testing.assert_allclose(bounds.M_H, max(b.M_H for b in each))
-    np.testing.assert_allclose(bounds.M_J, np.hypot(*(b.M_J for b in each)))
-    assert max(b.J for b in each) <= bounds.J <= np.hypot(*(b.J for b in each)) * (1 + 1e-12)
     found = bilevel.solve_lower(problem, theta, eps=1e-6)
-    apart = [bilevel.solve_lower(p, theta, eps=1e-6) for p in alone]
-    for v, other in zip(found.x, apart, strict=True):
-        assert np.linalg.norm(v - other.x) <= found.error + other.error
+    assert found.result == RESULTS.converged and found.certificate == "proven"
+    both = at_once(problem, found.x, theta, problem.data)
+    each = [at_once(p, v, theta, p.data) for p, v in zip(alone, found.x, strict=True)]
+    np.testing.assert_allclose(both.h, sum(p.h for p in each))
+    np.testing.assert_allclose(both.g, sum(len(v) * p.g for p, v in zip(each, found.x, strict=True)) / 3)
+    np.testing.assert_allclose(both.constants.mu, min(p.constants.mu for p in each))
+    np.testing.assert_allclose(both.constants.L, max(p.constants.L for p in each))
+    assert both.constants.L_upper == 1 / 3
+    np.testing.assert_allclose(both.bounds.M_H, max(p.bounds.M_H for p in each))
+    np.testing.assert_allclose(both.bounds.M_J, np.hypot(*(p.bounds.M_J for p in each)))
+    J = [p.bounds.J for p in each]
+    assert max(J) <= both.bounds.J <= np.hypot(*J) * (1 + 1e-12)
+    for p in each:
+        assert jnp.linalg.norm(p.rho) <= found.error * both.constants.mu
     assert [v.shape for v in problem.images(found.x)] == [v.shape for v in clean]
     assert Restoration(None, noisy[:1], TV()).clean is None
 
