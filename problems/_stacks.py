@@ -51,8 +51,8 @@ def _joined(join: Callable) -> Callable:
 
 
 def hypot(a: Array | None, b: Array) -> Array | None:
-    """sqrt(a^2 + b^2); None if a is not known."""
-    return None if a is None else jnp.sqrt(a**2 + b**2)
+    """sqrt(a^2 + b^2), whose squares may vanish or overflow; None if a is not known."""
+    return None if a is None else jnp.hypot(a, b)
 
 
 smallest, largest, root = _joined(jnp.minimum), _joined(jnp.maximum), _joined(hypot)
