@@ -91,7 +91,7 @@ front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)
 
-docs-examples: $(READY)  ## a direction, an optax step, a search, a solver and a preconditioner of one's own: docs/, minutes
+docs-examples: $(READY)  ## a direction, an optax step, a search, a solver, an operator, a preconditioner of one's own: docs/, minutes
 	set -e; for page in docs/extend_*.py; do MPLBACKEND=Agg $(BIN)/python $$page; done
 
 $(PAPER): FOLDER := paper

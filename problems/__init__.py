@@ -15,6 +15,19 @@ if __name__ == "problems":
         sys.modules[f"problems.{module.name}"] = importlib.import_module(f"bilevel.problems.{module.name}")
     sys.modules["problems"] = importlib.import_module("bilevel.problems")
 else:
+    from ._operators.base import AbstractOperator as AbstractOperator
+    from ._operators.blur import Blur as Blur
+    from ._operators.identity import Identity as Identity
+    from ._operators.linear import Linear as Linear
+    from ._operators.mask import Mask as Mask
+    from ._operators.masked_fourier import MaskedFourier as MaskedFourier
+    from ._operators.matrix import Matrix as Matrix
+    from ._operators.radon import radon_matrix as radon_matrix
+    from ._operators.super_resolution import SuperResolution as SuperResolution
+    from ._regularisers.base import AbstractRegulariser as AbstractRegulariser
+    from ._regularisers.experts import Experts as Experts
+    from ._regularisers.tv import TV as TV
+    from ._restoration import Restoration as Restoration
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .logistic import LogisticRegression as LogisticRegression
     from .quadratic import Quadratic as Quadratic

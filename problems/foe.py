@@ -9,30 +9,23 @@ correlation of a filter's taps with the image. Section 4.3 of arXiv 2308.10098.
 
 from collections.abc import Mapping
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from bilevel import AbstractProblem, Bounds, Constants, solve_lower
-from bilevel._inputs import finite
+from bilevel import solve_lower
 from bilevel._lower.descend import LowerSolution
 
-from .experts import experts, logs_constant, margins, measures
-from .filters import Filters
+from ._regularisers.experts import Experts
+from ._restoration import Restoration
 from .filters import dct_filters as dct_filters
 from .filters import initial as initial
-from .inputs import dense, images
-from .tv import C3, Images, Scalar
+from .inputs import pairs
 
+Images = Float[Array, "n height width"]
 Theta = PyTree[Float[Array, "..."]]
-SHAPES = {"scale": "()", "weights": "(K,)", "smoothings": "(K,)", "filters": "(K, s, s)"}
 
 
-class FieldsOfExperts(AbstractProblem):
+class FieldsOfExperts(Restoration):
     """`FieldsOfExperts(clean, noisy)`; theta a dict: scale (), weights (K,), smoothings (K,), filters (K, s, s).
 
     - `clean`: (n, height, width), float32 or float64, in [0, 1]; None to denoise only (`upper` then raises).
@@ -41,16 +34,10 @@ class FieldsOfExperts(AbstractProblem):
     - `boundary`: "valid", patches inside the image only; "reflect", the image mirrored by half a filter, as published.
 
     scale, weights and smoothings are logs. x has the shape of `noisy`. JAX arrays keep their sharding over the images.
-    Raises TypeError for dtypes and ValueError for shapes and values, those of theta where it is first used.
+    Raises TypeError for dtypes and ValueError for shapes and values, those of theta where it is first used. All
+    constants are proven: `Experts` has them. It is `Restoration(clean, noisy, Experts())`.
     """
 
-    clean: Images | None
-    noisy: Images
-    fixed: dict[str, Array]
-    boundary: str = eqx.field(static=True)
-    shards: int = eqx.field(static=True)
-
-    # All checks are here, where JAX never comes when it rebuilds a problem from its leaves.
     def __init__(
         self,
         clean: ArrayLike | None,
@@ -59,124 +46,27 @@ class FieldsOfExperts(AbstractProblem):
         fixed: Mapping[str, ArrayLike] | None = None,
         boundary: str = "valid",
     ):
-        self.noisy = images("noisy", noisy, -9, 10)
-        self.clean = None if clean is None else images("clean", clean, 0, 1)
-        if self.clean is not None and self.clean.shape != self.noisy.shape:
-            raise ValueError(f"clean is {self.clean.shape}, noisy {self.noisy.shape}: pass stacks of the same shape")
-        if self.clean is not None and self.clean.dtype != self.noisy.dtype:
-            raise TypeError(f"clean is {self.clean.dtype}, noisy {self.noisy.dtype}: pass noisy.astype(clean.dtype)")
-        if boundary not in ("valid", "reflect"):
-            raise ValueError(f'boundary must be "valid" or "reflect", not {boundary!r}')
-        self.fixed = {}
-        for name, leaf in (fixed or {}).items():
-            leaf = dense(f"the fixed {name}", leaf)
-            if leaf.dtype.kind not in "fiuV":  # V: bfloat16
-                raise TypeError(f"the fixed {name} are {leaf.dtype}: pass real numbers")
-            leaf = self.fixed[name] = jnp.asarray(leaf, self.noisy.dtype)
-            if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
-                raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
-        traced = isinstance(self.noisy, jax.core.Tracer)
-        shards = 1 if traced else len(self.noisy) // self.noisy.sharding.shard_shape(self.noisy.shape)[0]
-        self.boundary, self.shards = boundary, shards
+        super().__init__(*pairs(clean, noisy), Experts(fixed=fixed, boundary=boundary))
 
-    def lower(self, x: Images, theta: Theta) -> Scalar:
-        """h(x, theta). Raises ValueError if theta has the wrong leaves or shapes."""
-        B, a, _ = self.scaled(theta)
-        # Derivatives compute the responses, K times an image, again: cheaper than to store them for all images.
-        energy = jax.checkpoint(lambda x: experts(x, B, a, self.boundary), prevent_cse=False)
-        return jnp.sum((x - self.noisy) ** 2) / 2 + jnp.sum(self.each(energy, x))
+    @property
+    def noisy(self) -> Images:
+        """The data."""
+        return self.data
 
-    def upper(self, x: Images, theta: Theta) -> Scalar:
-        """g(x). Raises ValueError if there are no clean images."""
-        if self.clean is None:
-            raise ValueError("the upper level compares with clean images: pass them, FieldsOfExperts(clean, noisy)")
-        return jnp.sum((x - self.clean) ** 2) / (2 * len(self.clean))
+    @property
+    def fixed(self) -> dict[str, Array]:
+        """The leaves of theta that are held constant."""
+        return self.regulariser.fixed
 
-    def guess(self, theta: Theta) -> Images:
-        """The noisy images."""
-        return self.noisy
+    @property
+    def boundary(self) -> str:
+        """ "valid" or "reflect"."""
+        return self.regulariser.boundary
 
-    # With b_i = c_i/nu_i, w_i = 1/2 e^{t_0 + t_i}, a_i = w_i nu_i and phi(t) = sqrt(1 + t^2), the second part of h is
-    # S = sum_i a_i sum_p phi(t_ip), t_i = B_i x = b_i * x; phi'' <= 1, |phi'''| <= c3. On a grid of the image's size
-    # B_i is a circular convolution, restricted: by Parseval sum_i v_i ||B_i z||^2 <= peak(v) ||z||^2 for v >= 0, and so
-    # ||sum_i v_i B_i^T d_i||^2 <= peak(v^2) sum_i ||d_i||^2, where
-    #     peak(v) = max over frequencies of sum_i v_i |b_i_hat|^2,
-    # times ||Pad||^2 for reflection, the largest number of copies of a pixel. The columns X_p of X (s^2, pixels) are
-    # the patches of x: B_i x = b_i^T X, and ||X||_F <= k ||x|| with k = s ||Pad||.
-
-    def constants(self, theta: Theta) -> Constants:
-        """All proven: mu = 1, L = 1 + peak(a), L_H = c3 ||Pad|| peak(a ||b||), L_upper = 1/n, and without filters
-
-            L_J = max over frequencies of sqrt((sum_i a_i |b_i_hat|^2)^2 + 2 sum_i (a_i |b_i_hat|^2)^2),
-
-        its three terms those of scale, weights, smoothings, if in theta. With filters L_J is local, see `bounds`.
-        """
-        # L_H: |D^3 S[z, z, z]| <= c3 sum_i a_i max|B_i z| ||B_i z||^2; a symmetric form has its norm on the diagonal.
-        # L_J: the derivative along z of J (u_0, u, v) is sum_i a_i B_i^T (d_i B_i z), d_i = (u_0 + u_i) phi'' + v_i e,
-        # e the slope of -t phi''. With r = 1/phi: phi'' = r^3, e = r^3 (2 - 3 r^2), |d_i| <= |u_0| + |u_i| + |v_i|.
-        # rounding_cross: filters of zero mean cancel twice, in t_i = B_i x and in B_i^T d; ||B_i|| <= k ||b_i||,
-        # |phi'| <= min(1, |t|), phi'' <= 1 and ||xhat|| <= ||y||.
-        B, a, w = self.scaled(theta)
-        power, copies = self.spectrum(B)
-        one = jnp.ones_like(a[0])
-        k, length = B.shape[1] * copies**0.5, jnp.linalg.norm(B, axis=(1, 2))
-        t = k * length * jnp.linalg.norm(self.noisy)
-        slope = jnp.minimum(t, (copies * self.noisy.size) ** 0.5) + t
-        terms, logs = a * k * length * slope, ("weights" in theta) + ("smoothings" in theta)
-        cancelled = int("scale" in theta) * jnp.sum(terms) ** 2 + logs * jnp.sum(terms**2)
-        cancelled += int("filters" in theta) * jnp.sum((w * k * (slope + 2 * t)) ** 2)
-        return Constants(
-            rounding_cross=jnp.sqrt(cancelled),
-            mu=one,
-            L=one + jnp.max(a @ power),
-            L_upper=one / len(self.noisy),
-            L_upper_theta=0 * one,
-            L_hessian=C3 * copies**0.5 * jnp.max((a * jnp.linalg.norm(B, axis=(1, 2))) @ power),
-            L_cross=None if "filters" in theta else jnp.sqrt(jnp.max(logs_constant(theta, a, power))),
-            convex_upper=True,
-        )
-
-    def bounds(self, x: Images, theta: Theta, q: Images, radius: Scalar) -> Bounds:
-        """On the ball M_H = max over images of peak(a max_p |phi'''(t) B q|), phi''' the largest within t's reach.
-
-        ||J||, M_J and L_J: leaf by leaf, added in squares. Costs as much as a few products J^T q.
-        """
-        # d phi', d phi'' and d(X^T C) along z are at most |B z|, |phi''' B z| and k ||C|| ||z||. Without filters the
-        # columns of weights and smoothings are in Y; their J is exact. With filters,
-        #     J C = sum_i w_i [C_i^T phi'(t_i) + B_i^T (phi''(t_i) X^T C_i)],
-        # whose first part is at most k ||diag(w) phi'||. In the second split C_i into its mean, whose columns are in Y,
-        # and the rest, orthogonal to it, which sees X less the means of its patches, and bound that by peak.
-        # (J^T q)_i = w_i [Q phi'(t_i) + X (phi''(t_i) B_i q)], Q the patches of q: the three terms of M change phi', X
-        # and phi'' in turn, those of L_J the same without q, where |X_p| is at most its largest.
-        B, a, w = self.scaled(theta)
-        power, copies = self.spectrum(B)
-        k = B.shape[1] * copies**0.5
-        reach = radius * copies**0.5 * jnp.linalg.norm(B, axis=(1, 2))  # |B_i z| <= ||b_i|| ||Pad|| ||z||
-        sums, u3, X2 = self.each(lambda x, q: measures(x, q, B, a, w, reach, tuple(theta), self.boundary), x, q)
-        s = {name: jnp.sum(v, axis=0) for name, v in sums.items()}
-
-        def peak(v):
-            return jnp.max(v @ power)
-
-        def top(gram):
-            return jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0)
-
-        J2, M2, L2 = top(s["YY"]), 0 * radius, jnp.max(logs_constant(theta, a, power))
-        if "filters" in theta:
-            J2 = (k * jnp.sqrt(top(jnp.outer(w, w) * s["ss"])) + jnp.sqrt(J2 + peak(w**2 * s["rX"]))) ** 2
-            J2 += peak(a**2 * jnp.diag(s["ss"])) if "weights" in theta else 0
-            J2 += peak(a**2 * s["tr"]) if "smoothings" in theta else 0
-            N = jnp.sqrt(peak(w**2))
-            M2 = (N * jnp.sqrt(top(s["QQ"])) + k * jnp.sqrt(w**2 @ s["u2"]) + jnp.sqrt(peak(w**2 * s["u3X"]))) ** 2
-            L2 += (2 * k * N + C3 * jnp.sqrt(jnp.max(X2) * peak(w**2 * jnp.max(power, axis=1)))) ** 2
-        if "scale" in theta:  # M: sum_i a_i |<phi'' B_i q, B_i z>|
-            J2, M2 = J2 + s["gg"], M2 + peak(a) * (a @ s["u2"])
-        if "weights" in theta:
-            M2 += peak(a**2 * s["u2"])
-        if "smoothings" in theta:  # |e| <= min(1, 2 phi'')
-            M2 += peak(a**2 * jnp.minimum(s["uu"], 4 * s["u2"]))
-        M_H = jnp.max(u3 @ (a[:, None] * power))
-        return Bounds(J=jnp.sqrt(J2), M_H=M_H, M_J=jnp.sqrt(M2), L_J=jnp.sqrt(L2))
+    @property
+    def shards(self) -> int:
+        """How many devices share the images."""
+        return self.regulariser.shards
 
     def denoise(self, theta: Theta, noisy: ArrayLike, eps: float | None = None) -> LowerSolution:
         """Other images (n, height, width), denoised with the same options: `.x`, within `.error` of the minimiser.
@@ -185,34 +75,3 @@ class FieldsOfExperts(AbstractProblem):
         """
         problem = FieldsOfExperts(None, noisy, fixed=self.fixed, boundary=self.boundary)
         return solve_lower(problem, theta, eps=1e-3 * problem.noisy.size**0.5 if eps is None else eps)
-
-    def scaled(self, theta: Theta) -> tuple[Filters, Float[Array, " K"], Float[Array, " K"]]:
-        """b, a and w. Raises ValueError if theta has the wrong leaves or shapes."""
-        if not isinstance(theta, dict) or sorted([*theta, *self.fixed]) != sorted(SHAPES):
-            has = list(theta) if isinstance(theta, dict) else type(theta).__name__
-            raise ValueError(f"theta must be a dict of {list(SHAPES)} but for the fixed {list(self.fixed)}; not {has}")
-        leaves = {**theta, **self.fixed}
-        shapes = {name: jnp.shape(leaves[name]) for name in SHAPES}
-        K, s = (*shapes["filters"], 0, 0)[:2]
-        if shapes != {"scale": (), "weights": (K,), "smoothings": (K,), "filters": (K, s, s)} or K * s == 0:
-            raise ValueError(f"theta and fixed must have the shapes {SHAPES}, K and s at least 1; not {shapes}")
-        if s > min(self.noisy.shape[1:]):
-            raise ValueError(f"filters of {s} x {s} do not fit into images of {self.noisy.shape[1:]}")
-        w, nu = jnp.exp(leaves["scale"] + leaves["weights"]) / 2, jnp.exp(leaves["smoothings"])
-        return leaves["filters"] / nu[:, None, None], w * nu, w
-
-    def spectrum(self, B: Filters) -> tuple[Float[Array, "K frequencies"], float]:
-        """||Pad||^2 |b_hat|^2 on the grid of the padded image, and ||Pad||^2."""
-        pixels = [np.arange(n) for n in self.noisy.shape[1:]]
-        if self.boundary == "reflect":
-            pixels = [np.pad(p, margins(B.shape[1]), mode="reflect") for p in pixels]
-        copies = float(np.prod([np.max(np.bincount(p)) for p in pixels]))
-        return copies * (jnp.abs(jnp.fft.rfft2(B, s=[len(p) for p in pixels])) ** 2).reshape(len(B), -1), copies
-
-    def each(self, f, *stacks):
-        """f(image, ...) of every image, one at a time on each device: what it computes stays in the cache."""
-        if self.shards == 1:
-            return lax.map(lambda images: f(*images), stacks)
-        split = [jnp.swapaxes(v.reshape(self.shards, -1, *v.shape[1:]), 0, 1) for v in stacks]
-        out = lax.map(lambda images: jax.vmap(f)(*images), split)
-        return jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:]), out)

@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from bilevel._inputs import finite
+
 CHANNELS = 4  # an axis behind two longer ones that is no longer than this holds channels, not pixels
 NUMBER = "number the classes from 0 over train and valid together, np.unique(labels, return_inverse=True)[1]"
 
@@ -82,30 +84,55 @@ def stack(name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be a stack (n, height, width), not of shape {shape}{remedy}")
 
 
+def floats(name: str, value: ArrayLike) -> Array:
+    """Real numbers as a JAX array. Raises TypeError for dtypes and sparse data, ValueError for values not finite."""
+    array = dense(name, value)
+    if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
+        written = name.split()[-1]
+        raise TypeError(f"{name} is {array.dtype}: divide by 255, {written}.astype(float) / 255, or pass floats")
+    real(name, array)
+    array = jnp.asarray(array)
+    # made under a transformation there are no values to look at
+    if not isinstance(array, jax.core.Tracer) and not finite(array):
+        raise ValueError(f"{name} holds NaN or infinite values: replace or drop them")
+    return array
+
+
 def images(name: str, value: ArrayLike, low: float, high: float) -> Array:
     """Grey images (n, height, width) of floats in [low, high] as a JAX array, at least 2 x 2 pixels each.
 
     Raises TypeError for dtypes and sparse data, ValueError for shapes and values.
     """
-    array = dense(name, value)
-    if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name} is {array.dtype}: divide by 255, {name}.astype(float) / 255")
-    real(name, array)
+    array = floats(name, value)
     stack(name, array.shape)
     if array.shape[0] == 0 or min(array.shape[1:]) < 2:
         raise ValueError(f"{name} has shape {array.shape}: pass at least one image, of at least 2 x 2 pixels")
-    array = jnp.asarray(array)
     if isinstance(array, jax.core.Tracer):
-        return array  # made under a transformation: there are no values to look at
+        return array
     smallest, largest = float(jnp.min(array)), float(jnp.max(array))
-    if not np.isfinite(largest - smallest):
-        raise ValueError(f"{name} holds NaN or infinite values: replace or drop them")
     if smallest < low or largest > high:
         raise ValueError(
             f"{name} lies in [{smallest:.3g}, {largest:.3g}], not in [{low}, {high}]: intensities run from 0 to 1; "
             f"divide by 255 if yours run to 255, or {name}.clip({low}, {high})"
         )
     return array
+
+
+def pairs(clean: ArrayLike | None, noisy: ArrayLike) -> tuple[Array | None, Array]:
+    """Clean and noisy grey images of one shape and dtype, as `images`: [0, 1], and [-9, 10] to leave room for noise."""
+    noisy = images("noisy", noisy, -9, 10)
+    clean = None if clean is None else images("clean", clean, 0, 1)
+    if clean is not None:
+        alike(clean, noisy, "noisy")
+    return clean, noisy
+
+
+def alike(clean: Array, other: Array, name: str) -> None:
+    """Raises ValueError unless both have one shape, TypeError unless they have one dtype."""
+    if clean.shape != other.shape:
+        raise ValueError(f"clean is {clean.shape}, {name} {other.shape}: pass stacks of the same shape")
+    if clean.dtype != other.dtype:
+        raise TypeError(f"clean is {clean.dtype}, {name} {other.dtype}: pass {name}.astype(clean.dtype)")
 
 
 def classes(train: Array | np.ndarray, valid: Array | np.ndarray) -> int:

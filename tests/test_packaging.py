@@ -41,8 +41,11 @@ print(bilevel.problems.__file__)
 
 def test_every_folder_is_a_package_that_is_installed():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bilevel").rglob("*.py")}
-    assert sorted(options["packages"]) == sorted([*(".".join(f.parts) for f in folders), "bilevel.problems"])
+    folders = {
+        path.parent.relative_to(ROOT) for name in ("bilevel", "problems") for path in (ROOT / name).rglob("*.py")
+    }
+    names = [".".join(f.parts if f.parts[0] == "bilevel" else ("bilevel", *f.parts)) for f in folders]
+    assert sorted(options["packages"]) == sorted(names)
 
 
 @pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 77, reason="pyproject.toml needs setuptools 77")

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 import bilevel
 from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
 from bilevel.problems import TotalVariation
-from bilevel.problems.tv import adjoint_differences, differences
+from bilevel.problems._regularisers.tv_kernels import adjoint_differences, differences
 
 OPTIONS = [{}, {"isotropic": True}, {"elastic": True}, {"isotropic": True, "elastic": True}]
 options = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "+".join(option) or "plain")

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from bilevel._linalg.cg import cg_iterations
 from bilevel._lower.solver import AbstractLowerSolver, Iterate, LowerLevel
-from bilevel.problems.tv import adjoint_differences, differences
+from bilevel.problems._regularisers.tv_kernels import adjoint_differences, differences
 
 
 def reduced(level: LowerLevel, it: Iterate, product: Any) -> tuple[Any, Array]:
@@ -122,7 +122,8 @@ class PrimalDual(AbstractLowerSolver):
 def parameters(level: LowerLevel) -> tuple[Array, Array, Array]:
     if level.problem.isotropic:
         raise ValueError("written for anisotropic total variation: its two differences do not share a root")
-    return level.problem.weights(level.theta)
+    named, e, _ = level.problem.parts(level.theta)
+    return jnp.exp(named["weight"]) / 2, jnp.exp(named["smoothing"]), e
 
 
 def diffusion(v, weights, w, e):

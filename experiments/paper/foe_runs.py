@@ -46,9 +46,10 @@ class ZeroMean(problems.FieldsOfExperts):
     """Fields of Experts whose filters are c_i less their means. A projection of theta, so that the constants and bounds
     proven for the base hold. Descent that starts at zero means stays there."""
 
-    def scaled(self, theta):
-        B, a, w = super().scaled(theta)
-        return B - jnp.mean(B, axis=(1, 2), keepdims=True), a, w
+    def named(self, theta):
+        theta = dict(super().named(theta))
+        theta["filters"] -= jnp.mean(theta["filters"], axis=(1, 2), keepdims=True)
+        return theta
 
 
 def images(packaged: bool, smoke: bool) -> dict[str, data.Pairs]:

@@ -1,0 +1,1 @@
+"""What was measured of an image: one linear map a file."""
