@@ -76,6 +76,7 @@ bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds t
 	$(BIN)/python -m experiments.benchmarks.bench_lower
 	$(BIN)/python -m experiments.benchmarks.bench_methods $(MODE)
 	$(BIN)/python -m experiments.benchmarks.bench_default $(MODE)
+	$(BIN)/python -m experiments.benchmarks.bench_memory $(MODE)
 
 bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default's parts left out, in hours
 	$(BIN)/python -m experiments.benchmarks.bench_full $(MODE)

@@ -84,6 +84,15 @@ def report(runs: dict[str, record.Run]) -> None:
             lost.append(f"{kind} (to {best}, {costs[best]:.0f})")
     print(f"{DEFAULT} has the least cost on {told - len(lost)} of {told}; it loses {'; '.join(lost) or 'nowhere'}.\n")
 
+    body = []
+    for kind in rows:
+        seconds = {name: r.seconds for name in METHODS if (r := results(runs, kind, name)) and np.isfinite(r.seconds)}
+        if DEFAULT in seconds:
+            fastest = min(seconds, key=seconds.get)
+            ratio = f"{seconds[DEFAULT] / seconds[fastest]:.2f}"
+            body.append((kind, f"{seconds[DEFAULT]:.2f}", fastest, f"{seconds[fastest]:.2f}", ratio))
+    print(console.table((f"seconds running, {DEFAULT}", "s", "the fastest", "s", "ratio to the fastest"), body))
+    print()
     if variants := [name for name in PARTS if results(runs, "TV", name)]:
         cheap = [kind for kind in rows if results(runs, kind, variants[0])]
         body = []

@@ -35,8 +35,27 @@ def variation_jvp(isotropic, primals, tangents):
     if not isinstance(v, SymbolicZero):
         change += jnp.sum(flow(x, nu, isotropic) * v)
     if not isinstance(dnu, SymbolicZero):
-        _, _, rx, ry = ratios(x, nu, isotropic)
-        change += dnu * jnp.sum(rx if isotropic else rx + ry)
+        change += dnu * widening(x, nu, isotropic)
+    return value, change
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def widening(x: Stack, nu: Scalar, isotropic: bool) -> Scalar:
+    """sum_pixels dpsi/dnu(Dx), the derivative of `variation` in nu."""
+    _, _, rx, ry = ratios(x, nu, isotropic)
+    return jnp.sum(rx if isotropic else rx + ry)
+
+
+@functools.partial(widening.defjvp, symbolic_zeros=True)
+def widening_jvp(isotropic, primals, tangents):
+    (x, nu), (v, dnu) = primals, tangents
+    value = widening(x, nu, isotropic)
+    change = jnp.zeros_like(value)
+    tx, ty, rx, ry = ratios(x, nu, isotropic)
+    if not isinstance(v, SymbolicZero):
+        change -= jnp.sum(adjoint_differences(tx * rx**3, ty * ry**3) * v) / nu
+    if not isinstance(dnu, SymbolicZero):  # |t|^2 r^3 = r - r^3
+        change += dnu / nu * jnp.sum(rx - rx**3 if isotropic else rx - rx**3 + ry - ry**3)
     return value, change
 
 
