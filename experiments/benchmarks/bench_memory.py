@@ -27,6 +27,7 @@ from experiments._harness import console, record, style
 jax.config.update("jax_enable_x64", True)
 
 SIGMA, TOL, SIDE, TRIES = 0.1, 1e-2, 96, 3
+PARTS = {"argument": "arguments", "output": "results", "temp": "temporaries"}
 
 
 def photographs(count: int) -> problems.TotalVariation:
@@ -42,8 +43,7 @@ def size(tree) -> int:
 def held(lowered) -> dict[str, int]:
     """Bytes of arguments, results and temporaries."""
     analysis = lowered.compile().compiled.memory_analysis()
-    parts = "argument", "output", "temp"
-    return {part: getattr(analysis, f"{part}_size_in_bytes") for part in parts}
+    return {part: getattr(analysis, f"{part}_size_in_bytes") for part in PARTS}
 
 
 def of_programs(log: record.Log, smoke: bool) -> None:
@@ -105,9 +105,9 @@ def report(runs: dict[str, record.Run]) -> None:
     rows = []
     for name, run in runs.items():
         end = run.end
-        parts = [end[part] / end["bytes"] for part in ("argument", "output", "temp")]
+        parts = [end[part] / end["bytes"] for part in PARTS]
         rows.append((name, end["unit"], *(f"{part:.2f}" for part in parts), f"{sum(parts):.2f}"))
-    print(console.table(("what", "in sizes of", "arguments", "results", "temporaries", "all"), rows))
+    print(console.table(("what", "in sizes of", *PARTS.values(), "all"), rows))
 
 
 def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
@@ -116,9 +116,9 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     shown = {name: run.end for name, run in runs.items() if run.end["unit"] == "x"}
     figure, ax = plt.subplots(figsize=(6, 2.4))
     left = np.zeros(len(shown))
-    for part in ("argument", "output", "temp"):
+    for part in PARTS:
         width = np.array([end[part] / end["bytes"] for end in shown.values()])
-        ax.barh(list(shown), width, left=left, label={"argument": "arguments", "output": "results"}.get(part, part))
+        ax.barh(list(shown), width, left=left, label=PARTS[part])
         left += width
     ax.set(xlabel="arrays like x")
     ax.legend()
