@@ -46,7 +46,7 @@ def dtypes(tree):
 
 FLOOR, STEPS = RESULTS.accuracy_floor, RESULTS.max_steps_reached
 # of the METHODS after 15 steps; eps = 1e-3 is too loose for the last ones on the photographs, not below the floor
-ENDS = [(FLOOR, STEPS, STEPS, STEPS, STEPS, STEPS), (FLOOR, FLOOR, FLOOR, STEPS, STEPS, RESULTS.no_decrease)]
+ENDS = [(FLOOR, STEPS, STEPS, STEPS, STEPS, STEPS), (FLOOR, FLOOR, FLOOR, FLOOR, STEPS, RESULTS.no_decrease)]
 
 
 @pytest.mark.parametrize("case", [0, 1], ids=["quadratic", "tv"])

@@ -68,14 +68,15 @@ def test_the_certified_error_is_reached(name, dtype, declared, solver):
 def test_below_the_floor_it_ends_honestly(solver, dtype, optimised):
     """Asked for the impossible a solve ends at the floor u L ||x|| / mu, at no more than ten times the cost of
     getting near it, and the error it reports holds. Gradient descent at 2/(L + mu) forgets a rounding error along the
-    top eigenvector only after kappa steps, so its residual hovers at about sqrt(kappa) times the floor."""
+    top eigenvector only after kappa steps, so its residual hovers at about sqrt(kappa) = 10 times the floor, which the
+    error adds once more."""
     problem, theta = example("quadratic", dtype)
     exact = problem.closed_form(theta)
     floor = np.finfo(dtype).eps / 2 * float(problem.L / problem.mu) * np.linalg.norm(exact.x)
     told = Undeclared(problem, DECLARED if dtype is F64 else ("mu",))
     near, below = (bilevel.solve_lower(told, theta, eps=eps, solver=solver) for eps in (10 * floor, 1e-30))
     assert near.result == RESULTS.converged and below.result == RESULTS.accuracy_floor
-    assert distance(below.x, exact.x) <= float(below.error) <= (10 if solver == GradientDescent() else 3) * floor
+    assert distance(below.x, exact.x) <= float(below.error) <= (11 if solver == GradientDescent() else 3) * floor
     cost = [int(lower.lower_gradients + lower.hessian_products) for lower in (near, below)]
     assert cost[1] <= 10 * cost[0] + 600
 
