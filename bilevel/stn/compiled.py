@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._program import QUICKLY, small
+
 KEPT = 8  # programs: an epoch's may take megabytes
 _programs: OrderedDict[Any, Any] = OrderedDict()
 
@@ -21,7 +23,7 @@ def compiled(traced: jax.stages.Traced, *arguments: Any) -> jax.stages.Compiled:
     layout = str([getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)])
     key = text(traced), traced.in_tree, traced.out_tree, layout, jax.config.jax_enable_x64
     if key not in _programs:
-        _programs[key] = traced.lower().compile()
+        _programs[key] = traced.lower().compile(QUICKLY if small(arguments) else None)
         if len(_programs) > KEPT:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
