@@ -12,7 +12,7 @@ from .families import AbstractFamily, Gaussian, Multinomial, one_hot
 from .folds import masks
 from .rows import FoldRows
 
-HELD = 1e-4  # the penalty of an intercept's distance from what is best without features
+HELD = 1e-6  # the penalty of an intercept's distance from what is best without features
 
 
 @dataclasses.dataclass

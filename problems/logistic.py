@@ -33,7 +33,7 @@ class LogisticRegression(LinearModel):
       a fixed seed), or what `folds.masks` takes. h is then the sum over the folds, g the mean of their losses on the
       rows left out. - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those
       of the rows left out, too.
-    - `intercept`: one more row of W, not learnt to be penalised: it is held by 1e-4/2 d^2, d how far it is from what it
+    - `intercept`: one more row of W, not learnt to be penalised: it is held by 1e-6/2 d^2, d how far it is from what it
       is best without features (see `linear_model`). Without it, append a column of ones, penalised like any feature.
     - `penalties`: groups of features (features,), numbered from 0, theta (groups,); or a matrix B (features, d), theta
       (d,), the features' log penalties being B theta.

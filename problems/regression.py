@@ -98,7 +98,7 @@ class PoissonRegression(_Regression):
     A certificate is infinite until ||x - xhat|| is known to be small.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
-    `intercept`: held by 1e-4/2 d^2, d how far it is from the logarithm of the mean count (see `linear_model`).
+    `intercept`: held by 1e-6/2 d^2, d how far it is from the logarithm of the mean count (see `linear_model`).
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
     """

@@ -28,6 +28,8 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         used = np.ones(len(y), bool) if sample_weight is None else np.asarray(sample_weight) != 0
+        if not used.any():
+            raise ValueError("all entries of sample_weight are zero")
         self.classes_, labels = np.unique(y, return_inverse=True)
         present = np.unique(labels[used]) if used.shape == labels.shape else self.classes_
         if len(self.classes_) < 2 or len(present) < 2:

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from .._linalg.norms import dual_norm
 from .._lower.descend import descend
-from .._lower.lbfgs import LBFGS
+from .._lower.newton_cg import NewtonCG
+from .._outer.named import quasi_newton
 from .._problem import lower_gradient
 from .._program import program
 from .._results import Solution
@@ -61,8 +62,10 @@ def learn(
         raise ValueError("the loss is not finite for any penalty: scale the features")
     # a gradient within tol of the value, or, where that vanishes, of a millionth of what it is without features
     goal = tol * (values[best] + 1e-6 * float(problem.valid.unspent)) + 1e-300
+    box = lowest, highest
+    method = quasi_newton(solver=NewtonCG())
     solution = solve(
-        problem, np.full(shape, grid[best]), tol=goal, max_steps=max_steps, bounds=(lowest, highest), x0=xs[best],
+        problem, np.full(shape, grid[best]), method, tol=goal, max_steps=max_steps, bounds=box, x0=xs[best],
         progress=False,
     )  # fmt: skip
     mass = np.mean([table.weights[rows].sum() for rows, _ in table.splits])
@@ -102,7 +105,7 @@ def _path(problem: LinearModel, thetas: Float[Array, "grid ..."]) -> tuple[Float
     def step(x, theta):
         constants = problem.constants(theta)
         first = dual_norm(lower_gradient(problem, problem.guess(theta), theta), constants.metric)
-        solved = descend(problem, LBFGS(), theta, x, 1e-5 * first / constants.mu, jnp.asarray(300))
+        solved = descend(problem, NewtonCG(), theta, x, 1e-5 * first / constants.mu, jnp.asarray(300))
         x = jnp.where(jnp.isfinite(solved.error), solved.x, problem.guess(theta))
         return x, (problem.upper(x, theta), x)
 
@@ -112,7 +115,7 @@ def _path(problem: LinearModel, thetas: Float[Array, "grid ..."]) -> tuple[Float
 @program
 def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array]:
     """The weights at theta to the accuracy that the dtype has."""
-    x = descend(problem, LBFGS(), theta, x, jnp.zeros((), x.dtype), jnp.asarray(2000)).x
+    x = descend(problem, NewtonCG(), theta, x, jnp.zeros((), x.dtype), jnp.asarray(2000)).x
     return problem.coefficients(x)
 
 
