@@ -54,6 +54,7 @@ def random_folds(kind, shape, intercept, features=FEATURES, penalties=None):
     return draw
 
 
+solved = eqx.filter_jit(truth)
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -66,7 +67,7 @@ def test_folds_are_the_mean_of_separate_problems(kind):
     train = k_folds(ROWS, FOLDS, labels=y if kind == "multinomial" else None)
     theta = jnp.asarray(rng.uniform(-3, 0, (FEATURES, columns(kind))))
     problem = KINDS[kind](A, y, folds=train, weights=weights, intercept=True)
-    whole = eqx.filter_jit(truth)(problem, theta, problem.guess(theta))
+    whole = solved(problem, theta, problem.guess(theta))
     options = [
         dict(weights=weights[rows], weights_valid=weights[~rows], intercept=True, A_valid=A[~rows], y_valid=y[~rows])
         for rows in train
@@ -80,7 +81,7 @@ def test_folds_are_the_mean_of_separate_problems(kind):
     np.testing.assert_allclose(whole.x, each.x, rtol=0, atol=1e-10)
 
     d = jnp.asarray(rng.standard_normal(theta.shape))
-    ends = [eqx.filter_jit(truth)(problem, theta + t * d, whole.x).value for t in (1e-5, -1e-5)]
+    ends = [solved(problem, theta + t * d, whole.x).value for t in (1e-5, -1e-5)]
     np.testing.assert_allclose((ends[0] - ends[1]) / 2e-5, jnp.vdot(whole.gradient, d), rtol=1e-6, atol=1e-9)
 
     coefficients, intercepts = problem.coefficients(whole.x)

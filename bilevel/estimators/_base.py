@@ -27,7 +27,7 @@ class LinearEstimator(BaseEstimator):
 
     _rescale = True
 
-    def __init__(self, *, cv: Any = 5, penalties: Any = "one", tol: Any = 1e-6, max_steps: Any = 200):
+    def __init__(self, *, cv: Any = 5, penalties: Any = "one", tol: Any = 1e-5, max_steps: Any = 200):
         self.cv = cv
         self.penalties = penalties
         self.tol = tol
