@@ -64,6 +64,8 @@ class Bounds(eqx.Module):
     - `M_H`: ||(H(x) - H(x')) q|| <= M_H ||x - x'||.
     - `M_J`: ||(J(x) - J(x'))^T q|| <= M_J ||x - x'||.
     - `L_J`: ||J(x) - J(x')|| <= L_J ||x - x'||.
+    - `L_upper`: ||grad_x g(x') - grad_x g(x'')|| <= L_upper ||x' - x''|| for x', x'' in that ball; where
+      `Constants.L_upper` can hold for every x, declare that instead.
 
     `None` means unknown, as in `Constants`.
     """
@@ -72,6 +74,7 @@ class Bounds(eqx.Module):
     M_H: Bound = None
     M_J: Bound = None
     L_J: Bound = None
+    L_upper: Bound = None
 
 
 class AbstractProblem(eqx.Module):
@@ -126,7 +129,12 @@ def bounds_along(problem: AbstractProblem, x: Vector, theta: Vector, q: Vector, 
     s = jnp.ldexp(jnp.ones_like(largest), exponent - 1)
     found = problem.bounds(x, theta, jax.tree.map(lambda leaf: leaf / s, q), radius)
     M_H, M_J = (None if v is None else s * v for v in (found.M_H, found.M_J))
-    return Bounds(found.J, M_H, M_J, found.L_J)
+    return Bounds(found.J, M_H, M_J, found.L_J, found.L_upper)
+
+
+def upper_smoothness(constants: Constants, bounds: Bounds) -> Bound:
+    """L_g as it is declared: for every x, or on the ball that `bounds` is about; None if neither."""
+    return bounds.L_upper if constants.L_upper is None else constants.L_upper
 
 
 def lower_gradient(problem: AbstractProblem, x: Vector, theta: Vector) -> Vector:

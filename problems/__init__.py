@@ -29,6 +29,10 @@ else:
     from ._regularisers.tv import TV as TV
     from ._restoration import Restoration as Restoration
     from .foe import FieldsOfExperts as FieldsOfExperts
+    from .folds import k_folds as k_folds
     from .logistic import LogisticRegression as LogisticRegression
     from .quadratic import Quadratic as Quadratic
+    from .regression import BinomialRegression as BinomialRegression
+    from .regression import LinearRegression as LinearRegression
+    from .regression import PoissonRegression as PoissonRegression
     from .tv import TotalVariation as TotalVariation

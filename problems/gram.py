@@ -9,6 +9,7 @@ the shape (), (1, classes), (p, 1) or (p, classes): what does not depend on the 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,37 @@ def gram(A: Features) -> tuple[Small, Scalar]:
     product = product / A.shape[0]
     largest = jnp.maximum(jnp.linalg.eigvalsh(product)[-1], 0)
     return product, largest * (1 + _slack(A))
+
+
+def fold_grams(
+    A: Features, weights: Float[Array, "folds n"], means: Float[Array, "folds features"]
+) -> tuple[Small | None, Small, Scalar, Float[Array, "folds n"]]:
+    """Of G_k = sum_i w_ki (a_i - m_k) (a_i - m_k)^T over the folds k: the largest |G_k|, entry by entry, which bounds
+    the spectral radius of each (None with more columns than rows); G for the folds' mean weights, or K where that is
+    smaller; the largest eigenvalue of all G_k, moved up by its rounding; and ||a_i - m_k||."""
+    return _fold_grams(A, weights, means, _wide(A))
+
+
+@partial(jax.jit, static_argnums=3)
+def _fold_grams(A, weights, means, wide):
+    def fold(carry, k):
+        w, m = k
+        centred = A - m
+        rows = jnp.sqrt(w)[:, None] * centred
+        G = _matmul(rows, rows.T) if wide else _matmul(rows.T, rows)
+        size, total, norm = carry
+        size = size if wide else jnp.maximum(size, jnp.abs(G))
+        norm = jnp.maximum(norm, jnp.linalg.eigvalsh(G)[-1])
+        return (size, total if wide else total + G / len(weights), norm), jnp.sqrt(jnp.sum(centred**2, axis=1))
+
+    p = A.shape[1]
+    none = jnp.zeros((0, 0) if wide else (p, p), A.dtype)
+    means_of = jnp.broadcast_to(means[:, None], (len(weights), 1, p))
+    (size, total, norm), lengths = lax.scan(fold, (none, none, jnp.zeros((), A.dtype)), (weights, means_of))
+    if wide:
+        rows = jnp.sqrt(jnp.mean(weights, axis=0))[:, None] * A
+        total = _matmul(rows, rows.T)
+    return None if wide else size, total, norm * (1 + _slack(A)), lengths
 
 
 def weighted_norm(A: Features, small: Small, norm: Scalar, W: Columns, classes: int, iterations: int = 20) -> Scalar:
@@ -65,7 +97,7 @@ def weighted_norm(A: Features, small: Small, norm: Scalar, W: Columns, classes: 
 
 
 def ridge_inverse(
-    A: Features, small: Small, norm: Scalar, w: float, D: Columns, classes: int
+    A: Features, small: Small, norm: Scalar, w: Scalar | float, D: Columns, classes: int
 ) -> Callable[[Features], Features]:
     """r -> v, (p, classes), with (w G + diag(D_c)) v_c = r_c for every class c.
 

@@ -153,7 +153,7 @@ def test_a_problem_in_blocks_has_the_derivatives_of_its_definition():
     rng = np.random.default_rng(1)
     data = [(rng.standard_normal((n, 1024)) / 32, np.arange(n) % CLASSES) for n in (600, 530)]
     problem = LogisticRegression(*data[0], *data[1])
-    assert problem.rows < 600 and problem.rows_valid < 530
+    assert problem.train.block < 600 and problem.valid.block < 530
 
     class Plain(LogisticRegression):
         def lower(self, x, theta):

@@ -58,7 +58,7 @@ problems.LogisticRegression(A[:, :3], y, A_valid[:, :3], y)  # the first starts 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start, before = time.process_time(), peak()
 problem = problems.LogisticRegression(A, y, A_valid, y)
-jax.block_until_ready(problem.gram_norm)
+jax.block_until_ready(problem.train.norm)
 print(time.process_time() - start, peak() - before)
 theta = np.zeros((4000, 1))
 z = bilevel.hypergradient(problem, theta, eps=1e-3, delta=1e-3, solver=bilevel.NewtonCG())

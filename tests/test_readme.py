@@ -12,7 +12,9 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", (ROOT / "READM
 NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
-@pytest.mark.parametrize("code, printed", EXAMPLES, ids=["tv", "own problem", "restoration", "self-tuning"])
+@pytest.mark.parametrize(
+    "code, printed", EXAMPLES, ids=["tv", "own problem", "restoration", "statistics", "self-tuning"]
+)
 def test_readme(code, printed):
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -19,7 +19,14 @@ from .._linalg.rounding import rounding, unit_roundoff
 from .._linalg.vectors import Scalar, Vector
 from .._lower.descend import LowerSolution
 from .._lower.solver import preconditioner
-from .._problem import AbstractProblem, Bounds, bounds_along, cross_transpose_product, hessian_product
+from .._problem import (
+    AbstractProblem,
+    Bounds,
+    bounds_along,
+    cross_transpose_product,
+    hessian_product,
+    upper_smoothness,
+)
 from .._results import RESULTS
 from . import inequalities
 from .dependence import reads
@@ -158,7 +165,7 @@ def _complete(problem, constants, declared, x, theta, q, eps, g_x, seed):
         quotient = lipschitz(transpose_product, transpose_product(x), x, radius, directions)
         M_J = quotient * norm_q if M_J is None else M_J
         L_J = quotient if L_J is None else L_J
-    if (L_upper := constants.L_upper) is None:
+    if (L_upper := upper_smoothness(constants, declared)) is None:
         kind = "estimated"
         L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, x, radius, directions)
     if (L_upper_theta := constants.L_upper_theta) is None:

@@ -17,7 +17,7 @@ from .._linalg.rounding import rounding, unit_roundoff
 from .._linalg.vectors import Scalar, Vector
 from .._lower.descend import LowerSolution, descend
 from .._lower.solver import AbstractLowerSolver
-from .._problem import AbstractProblem, bounds_along, hessian_product
+from .._problem import AbstractProblem, bounds_along, hessian_product, upper_smoothness
 from . import inequalities
 from .dependence import reads
 from .estimates import ball_directions, lipschitz
@@ -92,7 +92,8 @@ def enclose(problem: AbstractProblem, theta: Vector, lower: LowerSolution) -> Po
     """The upper level's interval from a solved lower level. Costs nothing of the lower level."""
     constants = problem.constants(theta)
     value, g_x = jax.value_and_grad(problem.upper)(lower.x, theta)
-    if (L_upper := constants.L_upper) is None:
+    declared = upper_smoothness(constants, bounds_along(problem, lower.x, theta, lower.x, lower.error))
+    if (L_upper := declared) is None:
         directions = ball_directions(lower.x, g_x, lower.x)
         radius = jnp.where(jnp.isfinite(lower.error), lower.error, 0)
         L_upper = lipschitz(lambda x: jax.grad(problem.upper)(x, theta), g_x, lower.x, radius, directions)
@@ -101,7 +102,7 @@ def enclose(problem: AbstractProblem, theta: Vector, lower: LowerSolution) -> Po
     error = inequalities.value_error(norm_g_x, lower.error, L_upper, noise)
     # a convex g lies above its tangent at x: below g(x) the quadratic term is not needed
     below = inequalities.value_error(norm_g_x, lower.error, 0.0, noise) if constants.convex_upper else error
-    certificate = "estimated" if constants.L_upper is None else lower.certificate
+    certificate = "estimated" if declared is None else lower.certificate
     return Point(lower, value, error, below, norm_g_x, certificate)
 
 
@@ -122,8 +123,9 @@ def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) ->
     """
     x, eps = point.lower.x, point.lower.error
     constants = problem.constants(theta)
-    M_H = bounds_along(problem, x, theta, q, eps).M_H
-    if M_H is None or constants.L_upper is None:
+    bounds = bounds_along(problem, x, theta, q, eps)
+    M_H, L_upper = bounds.M_H, upper_smoothness(constants, bounds)
+    if M_H is None or L_upper is None:
         return point
     u = unit_roundoff(eps.dtype)
     Hq = hessian_product(problem, x, theta, q)
@@ -138,7 +140,7 @@ def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) ->
     products = jax.tree.map(lambda q, rho: jnp.abs(q * rho), q, point.lower.rho)
     noise += 2 * u * optax.tree.sum(products)
     value -= optax.tree.vdot(q, point.lower.rho)
-    above = inequalities.corrected_error(delta, eps, M_H + constants.L_upper) + noise
+    above = inequalities.corrected_error(delta, eps, M_H + L_upper) + noise
     below = inequalities.corrected_error(delta, eps, M_H) + noise if constants.convex_upper else above
     low = jnp.maximum(point.value - point.below, value - below)
     high = jnp.minimum(point.value + point.value_error, value + above)
@@ -148,5 +150,5 @@ def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) ->
 
 def correction_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
     """What `correct` costs: a Hessian product, or nothing where it has nothing to offer."""
-    M_H = problem.bounds(x, theta, x, jnp.zeros((), jax.tree.leaves(x)[0].dtype)).M_H
-    return int(M_H is not None and problem.constants(theta).L_upper is not None)
+    bounds = problem.bounds(x, theta, x, jnp.zeros((), jax.tree.leaves(x)[0].dtype))
+    return int(bounds.M_H is not None and upper_smoothness(problem.constants(theta), bounds) is not None)

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 import bilevel
 from bilevel import problems
 from bilevel.problems import labelled
-from bilevel.problems.logistic import C
+from bilevel.problems.families import Multinomial
 from experiments._harness import console, record, style
 
 jax.config.update("jax_enable_x64", True)
@@ -49,8 +49,8 @@ class Euclidean(problems.LogisticRegression):
     def constants(self, theta):
         known, largest = super().constants(theta), jnp.max(jnp.exp(theta))
         return bilevel.Constants(
-            mu=known.mu, L=known.L, L_upper=self.gram_valid_norm / 2, L_upper_theta=0.0, convex_upper=True,
-            L_hessian=C * self.longest * self.gram_norm, L_cross=largest, rounding=known.rounding,
+            mu=known.mu, L=known.L, L_upper=self.valid.norm / 2, L_upper_theta=0.0, convex_upper=True,
+            L_hessian=Multinomial.bend * self.train.longest * self.train.norm, L_cross=largest, rounding=known.rounding,
             rounding_cross=3 * jnp.sqrt(2 * math.log(self.classes) * largest), concordance=known.concordance,
         )  # fmt: skip
 
@@ -58,7 +58,7 @@ class Euclidean(problems.LogisticRegression):
         known, penalty = self.constants(theta), jnp.exp(theta)
         return bilevel.Bounds(
             J=jnp.max(penalty * jnp.abs(x)),
-            M_H=C * self.gram_norm * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
+            M_H=Multinomial.bend * self.train.norm * jnp.sqrt(jnp.max(jnp.sum((self.A @ q) ** 2, axis=1))),
             M_J=jnp.max(penalty * jnp.abs(q)),
             L_J=known.L_cross,
         )

@@ -1,0 +1,128 @@
+"""Penalties on folds, then weights on all rows.
+
+1. One penalty for all weights, by the cross-validated loss on a grid: its best is where the descent starts, so what is
+   learnt is never worse on the folds than the grid.
+2. Descent of the cross-validated loss in all log penalties, certified (`solve`), in a box around the grid.
+3. The weights of all rows at these penalties, an intercept held by next to nothing.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._linalg.norms import dual_norm
+from .._lower.descend import descend
+from .._lower.newton_cg import NewtonCG
+from .._outer.named import quasi_newton
+from .._problem import lower_gradient
+from .._program import program
+from .._results import Solution
+from .._solve import solve
+from ..problems.linear_model import LinearModel
+from ._padding import Table, padded
+
+GRID = 16  # penalties, from what leaves nearly nothing of the weights to what leaves the least column nearly free
+WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
+HELD = 1e-10  # of an intercept, at the end
+
+
+class Learnt(NamedTuple):
+    """`coef` (p, columns) and `intercept` (columns,); `log_penalties`, theta without what was padded, of the mean loss
+    over `mass`, the mean over folds of the sum of the weights learnt from."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    log_penalties: np.ndarray
+    mass: float
+    solution: Solution
+
+
+def learn(
+    make: Callable[..., LinearModel], table: Table, sharing: str | np.ndarray, tol: float, max_steps: int, rescale: bool
+) -> Learnt:
+    """All three steps. `make`: the problem's class; `sharing`: "one", "class", "feature", "weight", or groups (p,);
+    `rescale`: whether penalties count against the sum of the loss, not its mean, as the last step has more rows."""
+    p = table.A.shape[1]
+    table = padded(table)
+    groups = None if isinstance(sharing, str) else np.pad(sharing, (0, table.A.shape[1] - p))
+    problem = make(table.A, table.y, folds=table.splits, weights=table.weights, intercept=True, penalties=groups)
+    lowest, highest = _range(problem, p)
+    grid = np.linspace(highest, lowest, GRID)
+    shape = _shape(sharing, problem, groups)
+    values, xs = jax.device_get(_path(problem, jnp.asarray(np.stack([np.full(shape, v) for v in grid]))))
+    values = np.where(np.isfinite(values), values, np.inf)
+    best = int(np.argmin(values))
+    if not math.isfinite(values[best]):
+        raise ValueError("the loss is not finite for any penalty: scale the features")
+    # a gradient within tol of the value, or, where that vanishes, of a millionth of what it is without features
+    goal = tol * (values[best] + 1e-6 * float(problem.valid.unspent)) + 1e-300
+    box = lowest, highest
+    method = quasi_newton(solver=NewtonCG())
+    solution = solve(
+        problem, np.full(shape, grid[best]), method, tol=goal, max_steps=max_steps, bounds=box, x0=xs[best],
+        progress=False,
+    )  # fmt: skip
+    mass = np.mean([table.weights[rows].sum() for rows, _ in table.splits])
+    shrink = mass / table.weights.sum() if rescale else 1.0
+    coef, intercept = _refit(make, table, groups, solution, math.log(shrink))
+    theta = np.asarray(solution.theta)
+    if shape[:1] == (table.A.shape[1],):
+        theta = theta[:p]
+    return Learnt(coef[:p], intercept, theta, mass, solution)
+
+
+def _shape(sharing, problem, groups):
+    if groups is not None:
+        return (int(groups.max()) + 1,)
+    features, columns = problem.penalties.features, problem.penalties.columns
+    return {"one": (), "class": (1, columns), "feature": (features, 1), "weight": (features, columns)}[sharing]
+
+
+def _range(problem, p):
+    """The least and the largest log penalty worth a look, by the features' mean squares in the last step's units."""
+    rows = problem.train
+    w = np.mean(np.asarray(rows.weights), axis=0)
+    centred = np.asarray(rows.A)[:, :p] - np.mean(np.asarray(rows.means), axis=0)[:p]
+    squares = w @ centred**2
+    squares = squares[squares > 1e-12 * squares.max()]
+    curvature, top = float(rows.curvature), float(rows.norm)
+    if not len(squares):  # constant features
+        return -1.0, 1.0
+    least = min(top, math.exp(np.mean(np.log(squares))))
+    return math.log(FREE * curvature * least), math.log(WIDEST * curvature * top)
+
+
+@program
+def _path(problem: LinearModel, thetas: Float[Array, "grid ..."]) -> tuple[Float[Array, " grid"], Array]:
+    """g(x) and x for each theta, from the one before, to a gradient 1e-5 of that at zero."""
+
+    def step(x, theta):
+        constants = problem.constants(theta)
+        first = dual_norm(lower_gradient(problem, problem.guess(theta), theta), constants.metric)
+        solved = descend(problem, NewtonCG(), theta, x, 1e-5 * first / constants.mu, jnp.asarray(300))
+        x = jnp.where(jnp.isfinite(solved.error), solved.x, problem.guess(theta))
+        return x, (problem.upper(x, theta), x)
+
+    return jax.lax.scan(step, problem.guess(thetas[0]), thetas)[1]
+
+
+@program
+def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array]:
+    """The weights at theta to the accuracy that the dtype has."""
+    x = descend(problem, NewtonCG(), theta, x, jnp.zeros((), x.dtype), jnp.asarray(2000)).x
+    return problem.coefficients(x)
+
+
+def _refit(make, table, groups, solution: Solution, change: float) -> tuple[np.ndarray, np.ndarray]:
+    A, y, w, _ = table
+    problem = make(A, y, A, y, weights=w, weights_valid=w, intercept=True, penalties=groups)
+    if problem.held is not None:
+        problem = eqx.tree_at(lambda problem: problem.held, problem, jnp.full_like(problem.held, HELD))
+    x = jnp.mean(solution.x, axis=0)
+    return jax.device_get(_weights(problem, solution.theta + change, x))

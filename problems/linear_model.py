@@ -1,0 +1,162 @@
+"""Linear models with learned penalties, on one split of the data or on folds.
+
+    h(x, theta) = sum_k [ sum_i w_ki l(x_k^T a_i + b_k, y_i) + 1/2 sum_j e^{theta_j} x_kj^2 ]     w_k sums to 1
+    g(x)        = 1/K sum_k sum_i v_ki l(x_k^T a_i + b_k, y_i)                                    v_k sums to 1
+
+w_k weighs the rows that fold k learns from, v_k those it leaves out: f is the cross-validated loss. The K lower levels
+are one, in x (K, features, columns); its Hessian has a block for each. So mu, L, L_H and what bounds H's changes are
+the extremes of the folds', and J's columns, of which each has a part in every fold, have the norm of all parts
+together. With validation rows of their own K is 1, and x (features, columns).
+
+Intercept. Gaussian: the best b_k = ybar_k - abar_k^T x_k, means over the rows that fold k learns from; put in, it
+leaves (a_i - abar_k) and (y_i - ybar_k) in place of a_i and y_i. The other families have no such formula, and with a
+free intercept no mu: the curvature along it vanishes where all rows are fitted well. There
+b_k = base_k + d_k - abar_k^T x_k, base_k the best where x = 0, and d_k, which then is small, has a penalty of its own,
+`assemble.HELD`, which is not learnt: a last row of x.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bilevel import AbstractProblem, Bounds, Constants
+
+from .assemble import Parts
+from .families import Multinomial
+from .penalties import AbstractPenalties
+from .rows import AbstractRows
+
+Weights = Float[Array, "*folds features columns"]
+Theta = Float[Array, "..."]
+Scalar = Float[Array, ""]
+
+
+class LinearModel(AbstractProblem):
+    """What `LinearRegression`, `LogisticRegression` and `PoissonRegression` have in common."""
+
+    train: AbstractRows
+    valid: AbstractRows
+    penalties: AbstractPenalties
+    held: Float[Array, "1 1"] | None  # the penalty of an intercept that is held
+    shift: Float[Array, " features"] | None  # what was taken off the features
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def take(self, parts: Parts) -> None:
+        """In a constructor: all fields but the penalties."""
+        for field in dataclasses.fields(parts):
+            setattr(self, field.name, getattr(parts, field.name))
+
+    def lower(self, x: Weights, theta: Theta) -> Scalar:
+        """h(x, theta). Raises ValueError if theta has a wrong shape."""
+        penalty = self._spread(self._penalty(theta)) * x**2
+        return self.train.loss(x) + jnp.sum(penalty) / 2
+
+    def upper(self, x: Weights, theta: Theta) -> Scalar:
+        """g(x): the mean loss of the rows left out, of the folds' mean."""
+        return self.valid.loss(x)
+
+    def guess(self, theta: Theta) -> Weights:
+        """Zeros."""
+        return jnp.zeros(self.shape, self.train.A.dtype)
+
+    def constants(self, theta: Theta) -> Constants:
+        """mu = min e^theta,  metric W = e^theta / mu,  L = D lambda_max(G) + max e^theta,  L_J = mu,
+        L_H = C max ||a_i|| lambda_W(G),  L_g = D lambda_W(G_v);  D >= ||D(s)|| and C = `bend`, as `families` has them.
+
+        H >= diag(e^theta), so distances are measured with these weights: a tiny penalty then costs the certificate
+        what its own feature can do, not what the strongest one can. lambda_W(G): the largest eigenvalue of
+        W_c^{-1/2} G_k W_c^{-1/2} over folds k and columns c. H changes by factors of e^{+-R} at most, R the largest
+        change of a row's scores times the family's factor: concordance = factor max ||a_i||. J's columns are products,
+        rounded some three times, and h(xhat) <= h(0), l >= 0 bound them: e^{theta/2} ||x_j|| <= sqrt(2 h(0)).
+
+        Poisson's D has no bound but on a ball: L_g is in `bounds` then. At xhat, and wherever h <= h(0), the mean of
+        e^s over a fold's rows is at most `families.Poisson.residuals`, hence L.
+        """
+        penalty = self._penalty(theta)
+        mu = jnp.min(penalty)
+        W, columns = penalty / mu, self.shape[-1]
+        family, L_upper, L_hessian = self.train.family, None, None
+        if family.smooth is not None:
+            L_upper = family.smooth * self.valid.weighted(W, columns)
+        if family.bend is not None:
+            L_hessian = family.bend * self.train.longest * self.train.weighted(W, columns)
+        return Constants(
+            mu=mu,
+            L=self.train.steepness() + jnp.max(penalty),
+            L_upper=L_upper,
+            L_upper_theta=0.0,
+            L_hessian=L_hessian,
+            L_cross=mu * self.penalties.stretch,
+            rounding=self.train.terms(),
+            rounding_cross=3 * self.penalties.stretch * jnp.sqrt(2 * self.train.at_zero(columns) * mu),
+            concordance=family.factor * self.train.longest,
+            metric=self._spread(W),
+            convex_upper=True,
+        )
+
+    def bounds(self, x: Weights, theta: Theta, q: Weights, radius: Scalar) -> Bounds:
+        """||J|| as in `penalties`, M_J the same with q, M_H = C lambda_W(G) max_ki ||q_k^T a_i||, L_J = mu; all in the
+        metric of `constants`. Poisson: C, and D in L_g, are the largest e^s on the ball."""
+        penalty = self._penalty(theta)
+        mu = jnp.min(penalty)
+        W, columns = penalty / mu, self.shape[-1]
+        L_upper = None
+        if self.train.family.smooth is None:
+            L_upper = _times(self.valid.smooth(x, radius), self.valid.weighted(W, columns))
+        return Bounds(
+            J=self.penalties.cross_norm(theta, self._learnt(x), mu),
+            M_H=_times(self.train.bend(x, radius), self.train.weighted(W, columns) * self.train.reach(q)),
+            M_J=self.penalties.cross_norm(theta, self._learnt(q), mu),
+            L_J=mu * self.penalties.stretch,
+            L_upper=L_upper,
+        )
+
+    def preconditioner(self, x: Weights, theta: Theta) -> Callable[[Weights], Weights]:
+        """P^{-1} for P of two levels: t G + diag(e^theta_c) for each column c, t the family's typical curvature, and,
+        for classes, sum_c e^theta_c where all of them shift alike, which H itself sees through the penalties alone. It
+        does not depend on x, nor on the fold."""
+        penalty = self._penalty(theta)
+        inverse = self.train.inverse(penalty, self.shape[-1])
+        if not isinstance(self.train.family, Multinomial):
+            return inverse
+        shared = jnp.sum(self._spread(penalty), axis=-1, keepdims=True)
+        return lambda r: inverse(r) + jnp.sum(r, axis=-1, keepdims=True) / shared
+
+    def coefficients(self, x: Weights) -> tuple[Float[Array, "*folds learnt columns"], Float[Array, "*folds columns"]]:
+        """(weights, intercepts): scores of a row a of features are a @ weights + intercepts, for each fold."""
+        weights = self._learnt(x)
+        if self.shift is None:
+            return weights, jnp.zeros_like(weights[..., 0, :])
+        p = self.shift.size
+        means, base = (v if x.ndim == 3 else v[0] for v in (self.train.means[:, :p], self.train.base))
+        held = jnp.sum(x[..., p:, :], axis=-2)
+        return weights, base + held - jnp.einsum(
+            "...p,...pc->...c",
+            self.shift[None] + means if x.ndim == 3 else self.shift + means,
+            weights,
+            precision="highest",
+        )
+
+    def _learnt(self, x):
+        """Without the row of an intercept."""
+        return x if self.held is None else x[..., :-1, :]
+
+    def _penalty(self, theta):
+        """e^theta of the shape (), (1, columns), (features, 1) or (features, columns), a held intercept included."""
+        penalty = jnp.exp(self.penalties.log_penalties(theta))
+        if self.held is None:
+            return penalty
+        columns = 1 if penalty.ndim == 0 else penalty.shape[1]
+        learnt = jnp.broadcast_to(penalty, (self.shape[-2] - 1, columns))
+        return jnp.concatenate([learnt, jnp.broadcast_to(self.held, (1, columns))])
+
+    def _spread(self, penalty):
+        return jnp.broadcast_to(penalty, self.shape)
+
+
+def _times(a, b):
+    """a b, zero where b is, whatever a is."""
+    return jnp.where(b > 0, a * b, 0)

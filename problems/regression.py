@@ -1,0 +1,111 @@
+"""Least squares, binary and Poisson regression with learned penalties, on one split or on folds: see `linear_model`."""
+
+import abc
+from typing import Any, ClassVar
+
+from . import tables
+from .assemble import assemble
+from .families import AbstractFamily, Binomial, Gaussian, Poisson
+from .linear_model import LinearModel
+
+
+class _Regression(LinearModel):
+    family: ClassVar[AbstractFamily]
+    several: ClassVar[bool] = False  # targets a row
+
+    def __init__(
+        self,
+        A: Any,
+        y: Any,
+        A_valid: Any = None,
+        y_valid: Any = None,
+        *,
+        folds: Any = None,
+        weights: Any = None,
+        weights_valid: Any = None,
+        intercept: bool = False,
+        penalties: Any = None,
+    ):
+        split = tables.one_split(A_valid, y_valid, folds)
+        A, y = tables.measured("train", A, y, self.several)
+        self._look("train", y)
+        valid = None
+        if split:
+            valid = tables.measured("valid", A_valid, y_valid, self.several)
+            self._look("valid", valid[1])
+            tables.alike(A, valid[0])
+            if len(valid[1]) != len(y):
+                raise ValueError(f"train has {len(y)} targets a row, valid {len(valid[1])}: they must be the same")
+        self.penalties = tables.shared(penalties, A.shape[1], len(y), A.dtype)
+        self.take(assemble(self.family, len(y), A, y, valid, folds, weights, weights_valid, intercept))
+
+    @staticmethod
+    @abc.abstractmethod
+    def _look(name, y):
+        """Raises ValueError for targets out of the family's range."""
+
+
+class LinearRegression(_Regression):
+    """`LinearRegression(A, y, A_valid, y_valid)`, or `LinearRegression(A, y, folds=5)`: ridge regression.
+
+        h = 1/2 sum_i w_i ||x^T a_i - y_i||^2 + 1/2 sum_j e^{theta_j} x_j^2,     g the same loss on the rows left out
+
+    Features (n, features) and targets (n,) or (n, targets), float32 or float64 of one dtype, dense. x is
+    (features, targets), or (folds, features, targets); theta the log penalties, (), (1, targets), (features, 1) or
+    (features, targets). The weights w sum to 1, so scikit-learn's alpha is e^theta times the sum of the rows' weights.
+
+    `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
+    `intercept`: not penalised; eliminated, which centres features and targets with each fold's weights.
+
+    Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
+    """
+
+    family = Gaussian()
+    several = True
+
+    @staticmethod
+    def _look(name, y):
+        pass
+
+
+class BinomialRegression(_Regression):
+    """`BinomialRegression(A, y, A_valid, y_valid)`, or `BinomialRegression(A, y, folds=5)`: shares, or two classes.
+
+        h = sum_i w_i (log(1 + e^{s_i}) - y_i s_i) + 1/2 sum_j e^{theta_j} x_j^2,     s_i = x^T a_i
+
+    Targets (n,) in [0, 1], of the features' dtype; x is (features, 1), or (folds, features, 1). With classes 0 and 1
+    it is the model of `LogisticRegression` at a penalty half as large: there the weights of two classes share it. All
+    else as in `PoissonRegression`, but that its constants hold everywhere.
+    """
+
+    family = Binomial()
+
+    @staticmethod
+    def _look(name, y):
+        if not ((y >= 0) & (y <= 1)).all():
+            raise ValueError(f"{name} targets are shares: some of them are not in [0, 1]")
+
+
+class PoissonRegression(_Regression):
+    """`PoissonRegression(A, y, A_valid, y_valid)`, or `PoissonRegression(A, y, folds=5)`: counts, with a log link.
+
+        h = sum_i w_i (e^{s_i} - y_i s_i) + 1/2 sum_j e^{theta_j} x_j^2 + terms of y alone,      s_i = x^T a_i
+
+    g is half the mean deviance of the rows left out. Features (n, features) and targets (n,), not negative, of one
+    dtype. x is (features, 1), or (folds, features, 1); theta the log penalties, () or (features, 1).
+
+    e^s and its derivatives are bounded on a ball alone, and so are this problem's constants: `Bounds.L_upper`, and M_H.
+    A certificate is infinite until ||x - xhat|| is known to be small.
+
+    `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
+    `intercept`: held by 1e-6/2 d^2, d how far it is from the logarithm of the mean count (see `linear_model`).
+
+    Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
+    """
+
+    family = Poisson()
+
+    @staticmethod
+    def _look(name, y):
+        if (y < 0).any():
+            raise ValueError(f"{name} targets are counts: some of them are negative")
