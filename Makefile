@@ -15,10 +15,13 @@ COMPARISONS := one peers
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
-# Nearly all of a smoke run is compiling, some of it the same in several: a fifth less without LLVM's optimisations. Other
+# Nearly all of a smoke run is compiling, some of it the same in several: half of it goes without optimisations. Other
 # runs have neither, for they time what they compile. `make --jobs 2 reproduce SMOKE=1` has two experiments at a time.
 ifdef SMOKE
 export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+ifneq ($(CONSTRAINTS),)  # flags of the version of XLA that is pinned: another may not know them, and then ends
+export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+endif
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
