@@ -1,0 +1,49 @@
+"""Programs: small ones are compiled quickly, and nothing else tells them from the others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel import _program
+from bilevel._program import FEW, program, small
+
+
+@program
+def spread(x):
+    return jnp.sum((x - jnp.mean(x)) ** 2)
+
+
+def test_few_numbers_on_a_cpu_are_small():
+    assert small(jnp.ones(FEW), "text", None)
+    assert not small(jnp.ones(FEW), np.ones(1))
+    assert not small((jnp.ones(2 * FEW),), {})
+
+
+@pytest.mark.parametrize("count", [10, FEW + 1])
+def test_the_result_is_the_same(count):
+    x = np.random.default_rng(0).standard_normal(count)
+    np.testing.assert_allclose(spread(jnp.asarray(x)), np.var(x) * count, rtol=1e-12)
+
+
+def test_inside_another_program_it_is_a_part_of_that():
+    """XLA takes options for whole programs only; also where what is traced is none of the arguments."""
+    x = jnp.arange(3.0)
+    assert jax.jit(spread)(x) == 2
+    assert jax.jit(lambda y: spread(x) + y)(1.0) == 3
+    np.testing.assert_allclose(jax.grad(spread)(x), [-2, 0, 2])
+    np.testing.assert_allclose(jax.vmap(spread)(jnp.stack([x, 2 * x])), [2, 8])
+
+
+def test_options_that_an_xla_does_not_know_are_left_out(monkeypatch):
+    unknown = {"xla_no_such_option": True}
+    monkeypatch.setattr(_program, "QUICKLY", unknown)
+    _program._understood.cache_clear()
+
+    @program
+    def product(x):
+        return x @ x
+
+    assert product(jnp.arange(3.0)) == 5
+    assert not _program._understood()
+    _program._understood.cache_clear()
