@@ -69,7 +69,7 @@ lint: $(LINT)  ## ruff: rules and format; pyright: the examples' calls of the pu
 	$(BIN)/ruff format --check .
 	@rm -rf .types build
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target .types .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 attack: $(READY)  ## the certificates against references in 80-bit floats: 29 000 draws, a quarter of an hour; SMOKE=1: a few
 	$(BIN)/python -m experiments.attack.attack $(MODE)
