@@ -35,4 +35,5 @@ else:
     from .regression import BinomialRegression as BinomialRegression
     from .regression import LinearRegression as LinearRegression
     from .regression import PoissonRegression as PoissonRegression
+    from .sure import Sure as Sure
     from .tv import TotalVariation as TotalVariation
