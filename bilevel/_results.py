@@ -61,9 +61,10 @@ class RESULTS(eqx.Enumeration):
     )
 
 
-def told(result: RESULTS) -> RESULTS:
-    """What a program returned, on the host: comparing it there is no program."""
-    return jax.device_get(result)
+def told(result: RESULTS, member: RESULTS) -> bool:
+    """Whether that is what a program returned. Compared on the host: `==` would be a program, and a read of its own."""
+    (code,), (wanted,) = jax.tree.leaves(result), jax.tree.leaves(member)
+    return int(code) == int(wanted)
 
 
 class Solution(eqx.Module):

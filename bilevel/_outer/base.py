@@ -94,7 +94,7 @@ class Base:
     def differentiate(self, delta: float) -> None:
         """z, omega and what they tell."""
         self.point, self.gradient = self.meter.differentiate(self.theta, self.point, self.memory.q, delta)
-        self.q_floor = bool(told(self.gradient.result) == RESULTS.accuracy_floor)
+        self.q_floor = told(self.gradient.result, RESULTS.accuracy_floor)
         self.memory = self.memory._replace(q=self.gradient.q)
         self.z = self.gradient.gradient
         self.show(self.gradient)
@@ -187,7 +187,7 @@ def interval(point: Point, eps: float, asked: Any) -> Interval | None:
     lower = point.lower
     numbers = jax.device_get((point.value, point.below, point.value_error, lower.error))
     value, below, error, reached = map(float, numbers)
-    low, high, floor = value - below, value + error, bool(told(lower.result) == RESULTS.accuracy_floor)
+    low, high, floor = value - below, value + error, told(lower.result, RESULTS.accuracy_floor)
     if not math.isfinite(high - low) or (reached > ROUNDED * eps and not floor):
         return None
     return Interval(low, value, high, error, reached, floor, asked)

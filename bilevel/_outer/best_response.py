@@ -116,7 +116,7 @@ class BestResponse(AbstractGradient):
             lower_gradients=counts.lower_gradients + gradients, cross_products=counts.cross_products + turned
         )
         for broken in (RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.not_convex):
-            if told(point.lower.result) == broken:
+            if told(point.lower.result, broken):
                 raise Stop(broken)
 
 

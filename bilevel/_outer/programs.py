@@ -154,7 +154,7 @@ class Meter:
         gradient = self._call(differentiate, self.problem, theta, point.lower, q, delta, allowed, self.seed)
         self.add(gradient)
         for result in BROKEN:
-            if told(gradient.result) == result:
+            if told(gradient.result, result):
                 raise Stop(result)
         return self.corrected_mu(theta, point, gradient), gradient
 

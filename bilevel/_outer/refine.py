@@ -53,8 +53,8 @@ def refine(
     """The point and its hypergradient, with omega <= wanted(gradient), or as accurate as rounding lets them be."""
     share = SHARE
     while float(gradient.error) > wanted(gradient):
-        exact = bool(told(gradient.result) == RESULTS.accuracy_floor) or float(gradient.delta) == 0
-        solved = bool(told(point.lower.result) == RESULTS.accuracy_floor) or float(point.lower.error) == 0
+        exact = told(gradient.result, RESULTS.accuracy_floor) or float(gradient.delta) == 0
+        solved = told(point.lower.result, RESULTS.accuracy_floor) or float(point.lower.error) == 0
         delta = float(gradient.delta)
         if exact and solved:
             sharper = None if math.isfinite(float(point.lower.local.t)) else meter.sharpen(theta, point)
@@ -88,6 +88,6 @@ def split(share: float, per: Pair, reached: Pair, most: Pair = (math.inf, math.i
 def solved_to(meter: Meter, theta: Vector, point: Point, eps: float, q: Vector | None = None) -> Point:
     """The point solved to eps, or to the floor, from where it is; or Stop."""
     point = meter.solve(theta, point.lower.x, eps, q=q)
-    if float(point.lower.error) > ROUNDED * eps and told(point.lower.result) != RESULTS.accuracy_floor:
+    if float(point.lower.error) > ROUNDED * eps and not told(point.lower.result, RESULTS.accuracy_floor):
         raise Stop(point.lower.result)
     return point

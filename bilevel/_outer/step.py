@@ -114,7 +114,7 @@ class Method(AbstractMethod):
                         base.remember(asked=asked)
                         return None, math.nan
                 case Verdict.TIGHTEN:
-                    floor = base.x_floor or (base.eps == 0 and told(point.lower.result) == RESULTS.accuracy_floor)
+                    floor = base.x_floor or (base.eps == 0 and told(point.lower.result, RESULTS.accuracy_floor))
                     base.remember(asked=self.accuracy.harder(base.memory.asked, floor, base.judged))
                     base.forget(self.direction)
                     return None, math.nan
