@@ -26,6 +26,7 @@ else:
     from ._operators.super_resolution import SuperResolution as SuperResolution
     from ._regularisers.base import AbstractRegulariser as AbstractRegulariser
     from ._regularisers.experts import Experts as Experts
+    from ._regularisers.ridge import Ridge as Ridge
     from ._regularisers.tv import TV as TV
     from ._restoration import Restoration as Restoration
     from .foe import FieldsOfExperts as FieldsOfExperts
