@@ -29,6 +29,8 @@ else:
     from ._regularisers.ridge import Ridge as Ridge
     from ._regularisers.tv import TV as TV
     from ._restoration import Restoration as Restoration
+    from .denoiser import Denoiser as Denoiser
+    from .denoiser import pretrained as pretrained
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .logistic import LogisticRegression as LogisticRegression
     from .quadratic import Quadratic as Quadratic

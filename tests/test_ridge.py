@@ -10,7 +10,8 @@ from bilevel import problems
 from bilevel._problem import lower_gradient
 from bilevel.problems import Mask, Restoration, Ridge
 from bilevel.problems._regularisers import ridge_kernels
-from bilevel.problems._regularisers.ridge_filters import bases, generators, powers
+from bilevel.problems._regularisers.ridge import bend
+from bilevel.problems._regularisers.ridge_filters import Parts, bases, generators, powers
 
 SHAPE = (1, 7, 5)
 
@@ -156,3 +157,19 @@ def test_theta_and_operators_that_do_not_fit():
     known, _ = known_at(masked, masked.data, theta | {"elastic": jnp.asarray(-50.0)}, masked.data, 1.0)
     assert known.mu >= np.exp(-6) * (1 - 1e-6)
     assert problems.Ridge is Ridge
+
+
+def test_how_far_the_potential_bends():
+    """Against a grid: the closed form is the supremum, and 0 where there is none above 0."""
+    rng = np.random.default_rng(6)
+    a, nu, gap, v = (
+        jnp.asarray(10 ** rng.uniform(low, high, 50)) for low, high in ((-3, 0), (-4, 0), (-3, 1), (-2, 0))
+    )
+    parts = Parts(jnp.zeros((50, 3, 3)), a, nu, a * v, nu + gap)
+    t = np.concatenate([[0], np.geomspace(1e-6, 1e3, 20_000)])[:, None]
+    a, nu, b, wide = (np.asarray(leaf) for leaf in parts[1:])
+    bent = b * wide**2 / (t**2 + wide**2) ** 1.5 - a * nu**2 / (t**2 + nu**2) ** 1.5
+    k, largest = np.asarray(bend(parts)), np.maximum(np.max(bent, axis=0), 0)
+    assert np.all(largest <= k * (1 + 1e-12)) and np.any(largest == 0)
+    inside = np.argmax(bent, axis=0) > 0
+    np.testing.assert_allclose(largest[inside], k[inside], rtol=1e-5, atol=1e-12)

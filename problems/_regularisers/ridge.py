@@ -4,9 +4,9 @@
     a_i = e^{weight},   nu_i = 5e-4 + e^{smoothing},   nu'_i = nu_i + e^{gap},   v_i = S sigmoid(concavity),  0 < S <= 1
 
 The filters c_i have zero mean and length 1 and come in pairs that mirror each other, x is extended by its mirror images
-(see ridge_filters.py). Convex: v = 0. Weakly convex: S is the largest number for which the largest eigenvalue of
-sum_i (a_i v_i/nu'_i) C_i^T C_i is at most rho, so that R + rho/2 ||x||^2 is convex. Convex ridge regularisers:
-arXiv 2211.12461; weakly convex ones: arXiv 2308.10542.
+(see ridge_filters.py). Convex: v = 0. Weakly convex: S keeps the largest eigenvalue of sum_i k_i C_i^T C_i at most 0.9,
+-k_i the least second derivative of the i-th potential (`bend`), so that R + 0.9/2 ||x||^2 is convex.
+Convex ridge regularisers: arXiv 2211.12461; weakly convex ones: arXiv 2308.10542.
 """
 
 import math
@@ -57,9 +57,9 @@ class Ridge(ImageByImage):
         if size < 3 or size % 2 == 0:
             raise ValueError(f"size must be odd and at least 3, so that a filter has a middle; not {size}")
         m = (size**2 - 1) // 4
-        numbers = {"weights": -6.0, "smoothings": -6.0}
+        numbers = {"weights": -6.0, "smoothings": -7.0}
         if self.weak:
-            numbers = {"weights": -5.0, "smoothings": -4.0, "gaps": -2.5, "concavities": 1.0}
+            numbers = {"weights": -5.8, "smoothings": -5.0, "gaps": -2.0, "concavities": 1.5}
         theta = {name: jnp.full((2, m), value, dtype) for name, value in numbers.items()}
         return theta | {"filters": jnp.asarray(np.tile(np.kron(np.eye(m), [1, 1]), (2, 1, 1)), dtype)}
 
@@ -85,7 +85,7 @@ class Ridge(ImageByImage):
     def constants(self, theta, shape, reach):
         """All proven, peak(k) the largest eigenvalue of sum_i k_i C_i^T C_i, or more, as ridge_filters.py has it:
 
-            mu = -peak(b/nu'),   L = peak(a/nu),   L_H = 2 c3 peak(a/nu^2 + b/nu'^2),       b = a v
+            mu = -peak(k),   L = peak(a/nu),   L_H = 2 c3 peak(a/nu^2 + b/nu'^2),       b = a v
 
         from 0 < psi'' <= 1/nu, |psi'''| <= c3/nu^2. L_J is local, see `bounds`.
         """
@@ -96,7 +96,7 @@ class Ridge(ImageByImage):
         power, bent = powers(parts.taps), parts.b is not None
         third = parts.a / parts.nu**2 + (parts.b / parts.wide**2 if bent else 0)
         return Constants(
-            mu=-jnp.max((parts.b / parts.wide) @ power) if bent else jnp.zeros_like(parts.a[0]),
+            mu=-jnp.max(bend(parts) @ power) if bent else jnp.zeros_like(parts.a[0]),
             L=jnp.max((parts.a / parts.nu) @ power),
             L_hessian=2 * C3 * jnp.max(third @ power),
             rounding_cross=summands(parts, lengths(theta), self.drift(theta), math.prod(shape), reach),
@@ -127,7 +127,18 @@ class Ridge(ImageByImage):
         if not self.weak:
             return Parts(taps, a, nu, None, None)
         wide, b = nu + jnp.exp(leaves["gaps"]), jnp.exp(own(theta))
-        return Parts(taps, a, nu, b * jnp.minimum(1, RHO / jnp.max((b / wide) @ powers(taps))), wide)
+        peak = jnp.max(bend(Parts(taps, a, nu, b, wide)) @ powers(taps))
+        return Parts(taps, a, nu, b * (RHO / jnp.maximum(RHO, peak)), wide)  # k falls at least as fast as b
+
+
+def bend(parts):
+    """k of each filter: the largest b psi''(t, nu') - a psi''(t, nu), or 0 if that is negative for all t."""
+    # psi''(t, nu) = nu^2 (t^2 + nu^2)^{-3/2}. With s = t^2 + nu^2, B = b nu'^2, A = a nu^2 and c = nu'^2 - nu^2 this is
+    # B (s + c)^{-3/2} - A s^{-3/2}, largest over all s > 0 where (s + c)/s = (B/A)^{2/5}, with the value
+    #     B c^{-3/2} (1 - (A/B)^{2/5})^{5/2},
+    # and negative if A > B. Divided by b it grows with b: where b is multiplied by S <= 1, k is by no more than S.
+    B, A, c = parts.b * parts.wide**2, parts.a * parts.nu**2, (parts.wide - parts.nu) * (parts.wide + parts.nu)
+    return B * c**-1.5 * jnp.maximum(1 - (A / B) ** 0.4, 0) ** 2.5
 
 
 def own(theta):

@@ -1,0 +1,146 @@
+"""What `bsd68` learns and tests: the images, both phases of learning, whole test images."""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from bilevel import problems
+from bilevel.problems import _learning as learning
+from bilevel.problems import data
+from bilevel.problems.denoiser import WEIGHTS, Denoiser
+from bilevel.problems.denoiser import record as certified_record
+from experiments._harness import record
+
+jax.config.update("jax_enable_x64", True)
+
+SIGMA, SEED, EVERY = 25 / 255, 0, 25
+# SHA-256 of all files of a folder in the order of their names, one behind the other: cat *.png | sha256sum
+FOLDERS = {
+    "bsd400": (400, "210c2ed3e3072767c7689455d36525e1a3e9244968967a9097364c40ad24474a"),
+    "bsd68": (68, "141797011cfb0901713499be26b4c320b9facb0683f5cd88af3528a73c2a2c2e"),
+}
+# what is learnt, with how many mini-batches
+KINDS = {
+    "tv-25": (problems.TV(isotropic=True), 100),
+    "ridge-25": (problems.Ridge(), 400),
+    "weak-25": (problems.Ridge(weak=True), 1000),
+}
+
+
+class Setting(NamedTuple):
+    """Patches to learn from, whole images to test on, and six crops of them for the curve over time."""
+
+    patches: tuple[np.ndarray, np.ndarray]
+    clean: list[np.ndarray]
+    noisy: list[np.ndarray]
+    config: dict
+    smoke: bool
+
+    def crops(self) -> tuple[np.ndarray, np.ndarray]:
+        side = min(128, *(n for image in self.clean for n in image.shape))
+        chosen = range(0, len(self.clean), max(1, len(self.clean) // 6))
+        return tuple(np.stack([images[k][:side, :side] for k in chosen]) for images in (self.clean, self.noisy))
+
+
+def needs() -> None:
+    """Raises FileNotFoundError where BSD400 or BSD68 are missing, and says what to fetch."""
+    root = os.environ.get("BILEVEL_DATA")
+    for name, (count, digest) in FOLDERS.items():
+        found = len(list(Path(root, name).glob("*.png"))) if root else 0
+        if found != count:
+            where = f"{found} of them in {Path(root, name)}" if root else "BILEVEL_DATA is not set"
+            raise FileNotFoundError(
+                f"{name}, {count} grey PNG images, is not here ({where}). Fetch it from github.com/cszn/DnCNN "
+                f"(Train400 and BSD68 of its training and test data; SHA-256 of the files one behind the other "
+                f"{digest}), and set BILEVEL_DATA to the folder that holds {', '.join(FOLDERS)}."
+            )
+
+
+def setting(packaged: bool, smoke: bool) -> Setting:
+    if packaged:
+        size = 64 if smoke else 256
+        train, test = data.denoising_set("photographs", sigma=SIGMA, size=size, held_out=2)
+        train, test = list(train.clean.astype(np.float32)), list(test.clean.astype(np.float32))
+    else:
+        folders = [sorted(Path(os.environ["BILEVEL_DATA"], name).glob("*.png")) for name in FOLDERS]
+        train, test = ([np.asarray(Image.open(p), np.float32) / 255 for p in paths] for paths in folders)
+    rng = np.random.default_rng(SEED + 68)
+    noisy = [(x + SIGMA * rng.standard_normal(x.shape)).astype(np.float32) for x in test]
+    patches = learning.patches(train, SIGMA, size=16 if smoke else 64, count=16 if smoke else 400, seed=SEED)
+    config = {"source": "photographs" if packaged else "bsd400", "test_images": len(test), "sigma": SIGMA, "seed": SEED}
+    return Setting(patches, test, noisy, config, smoke)
+
+
+def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
+    """Every denoiser that is not finished in the log; where the data are the field's own, for the package too."""
+    here, done = setting(packaged, smoke), log.finished()
+    for name in (bar := tqdm([name for name in KINDS if name not in done], disable=None)):
+        bar.set_description(name)
+        denoiser = learn(log, name, here)
+        test(log, name, denoiser, here)
+        if not packaged:
+            denoiser.save(WEIGHTS / f"{name}.npz")
+            print(name, log.path, flush=True)
+    if "noisy" not in done:
+        log.write("config", "noisy", **here.config)
+        log.write("end", "noisy", psnr=[float(data.psnr(y, x)) for x, y in zip(here.clean, here.noisy, strict=True)])
+
+
+def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
+    """Both phases; seconds without those of judging."""
+    regulariser, steps = KINDS[name]
+    steps, start = (2 if here.smoke else steps), regulariser.start(dtype=np.float32)
+    log.write("config", f"{name}, mini-batches", patches=len(here.patches[0]), steps=steps, **here.config,
+              **record.environment())  # fmt: skip
+    judged = Denoiser(regulariser, start)
+    clean, noisy = here.crops()
+
+    def psnr(theta):
+        return float(np.mean(data.psnr(judged._replace(theta=theta).denoise(noisy, 0), clean)))
+
+    write, spent, theta = partial(log.write, "step", f"{name}, mini-batches"), 0.0, start
+    write(k=0, value=None, cost=0, seconds=0.0, psnr=psnr(start))
+    began = time.perf_counter()
+    for k, step in enumerate(learning.mini_batches(*here.patches, regulariser, start, steps=steps, seed=SEED), 1):
+        theta = step.theta
+        if k % EVERY == 0 or k == steps:
+            spent += time.perf_counter() - began
+            write(k=k, value=step.value, cost=step.cost, seconds=spent, psnr=psnr(theta))
+            began = time.perf_counter()
+    log.write("end", f"{name}, mini-batches", seconds=spent, cost=step.cost, steps=steps)
+    few = 4 if here.smoke else 64
+    problem = problems.Restoration(*(v[:few].astype(float) for v in here.patches), regulariser)
+    start = jax.tree.map(lambda leaf: np.asarray(leaf, float), theta)
+    found = record.solve(
+        log, f"{name}, certified", here.config | {"patches": few}, problem, start,
+        max_cost=100 if here.smoke else 500, max_steps=2 if here.smoke else 1000, progress=False,
+    )  # fmt: skip
+    run = {"patches": len(here.patches[0]), "mini_batches": steps, "seconds_of_mini_batches": spent}
+    return Denoiser(regulariser, found.theta, SIGMA, run | certified_record(found))
+
+
+def test(log: record.Log, name: str, denoiser: Denoiser, here: Setting) -> None:
+    """PSNR of every test image, and crops of the first few for the figure."""
+    began = time.perf_counter()
+    images = [denoiser.denoise(y) for y in tqdm(here.noisy, desc=name, disable=None)]
+    seconds = time.perf_counter() - began
+    known = problems.Restoration(None, here.noisy[0][None], denoiser.regulariser).constants(
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), denoiser.theta)
+    )
+    psnr = [float(data.psnr(x, clean)) for x, clean in zip(images, here.clean, strict=True)]
+    log.write("config", name, **here.config, **record.environment())
+    log.write("end", name, psnr=psnr, seconds=seconds, mu=float(known.mu), L=float(known.L))
+    side = min(120, *here.clean[0].shape)
+    kept = range(0, len(images), max(1, len(images) // 3))
+    pictures = {"clean": here.clean, "noisy": here.noisy, name: images}
+    path = log.path.with_suffix(".npz")
+    old = dict(np.load(path)) if path.exists() else {}
+    new = {key: np.stack([np.uint8(255 * v[k][-side:, :side].clip(0, 1)) for k in kept]) for key, v in pictures.items()}
+    np.savez_compressed(path, **old | new)
