@@ -13,12 +13,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 import bilevel
 
 from ._regularisers.base import AbstractRegulariser
 from ._restoration import Restoration
+
+Patches = Float[np.ndarray, "n s s"]
 
 BATCH, RATE = 16, 0.05
 SLOW = (
@@ -36,9 +38,7 @@ class Step(NamedTuple):
     cost: int
 
 
-def patches(
-    images: Sequence[np.ndarray], sigma: float, *, size: int, count: int, seed: int
-) -> tuple[Float[np.ndarray, "n s s"], Float[np.ndarray, "n s s"]]:
+def patches(images: Sequence[np.ndarray], sigma: float, *, size: int, count: int, seed: int) -> tuple[Patches, Patches]:
     """Clean patches size x size, or as large as the smallest image, from all images in turn, and with noise."""
     rng = np.random.default_rng(seed)
     size = min(size, *(side for image in images for side in image.shape))
@@ -51,7 +51,7 @@ def patches(
 
 
 def mini_batches(
-    clean: Array, noisy: Array, regulariser: AbstractRegulariser, theta: PyTree, *, steps: int, seed: int
+    clean: Patches, noisy: Patches, regulariser: AbstractRegulariser, theta: PyTree, *, steps: int, seed: int
 ) -> Iterator[Step]:
     """Adam, its rate falling like a cosine; every patch in one of the batches, which stay as they are."""
     rng, cost = np.random.default_rng(seed), 0
@@ -76,7 +76,7 @@ def mini_batches(
 
 
 def certified(
-    clean: Array, noisy: Array, regulariser: AbstractRegulariser, theta: PyTree, *, max_cost: int
+    clean: Patches, noisy: Patches, regulariser: AbstractRegulariser, theta: PyTree, *, max_cost: int
 ) -> bilevel.Solution:
     """The default method from theta, in float64 where JAX has it."""
     dtype = np.float64 if jax.config.jax_enable_x64 else np.float32

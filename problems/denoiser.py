@@ -147,7 +147,12 @@ def record(solution) -> dict[str, Any]:
     names = ("cost", "seconds", "value", "value_error", "gradient_norm", "gradient_error")
     history = {name: [float(f"{v:.8g}") for v in np.asarray(solution.history[name])] for name in names}
     finite = {name: [v if np.isfinite(v) else None for v in column] for name, column in history.items()}
-    return {"certified": bool(solution.certified), "steps": solution.steps, "cost": int(solution.cost), **finite}
+    return {
+        "certified": bool(solution.certified),
+        "steps": solution.steps,
+        "cost": int(solution.cost),
+        "history": finite,
+    }
 
 
 def intensities(image: object, name: str) -> np.ndarray:

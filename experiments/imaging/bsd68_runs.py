@@ -26,11 +26,21 @@ FOLDERS = {
     "bsd400": (400, "210c2ed3e3072767c7689455d36525e1a3e9244968967a9097364c40ad24474a"),
     "bsd68": (68, "141797011cfb0901713499be26b4c320b9facb0683f5cd88af3528a73c2a2c2e"),
 }
-# what is learnt, with how many mini-batches
+
+
+class Kind(NamedTuple):
+    """What is learnt, from how many mini-batches, and on how many patches and at what cost with certificates."""
+
+    regulariser: problems.AbstractRegulariser
+    steps: int
+    patches: int
+    max_cost: int
+
+
 KINDS = {
-    "tv-25": (problems.TV(isotropic=True), 100),
-    "ridge-25": (problems.Ridge(), 400),
-    "weak-25": (problems.Ridge(weak=True), 1000),
+    "tv-25": Kind(problems.TV(isotropic=True), 100, 400, 5000),
+    "ridge-25": Kind(problems.Ridge(), 400, 64, 600),
+    "weak-25": Kind(problems.Ridge(weak=True), 1000, 64, 600),
 }
 
 
@@ -95,8 +105,8 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
 
 def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
     """Both phases; seconds without those of judging."""
-    regulariser, steps = KINDS[name]
-    steps, start = (2 if here.smoke else steps), regulariser.start(dtype=np.float32)
+    regulariser, steps, few, max_cost = Kind(KINDS[name][0], 2, 4, 100) if here.smoke else KINDS[name]
+    start = regulariser.start(dtype=np.float32)
     log.write("config", f"{name}, mini-batches", patches=len(here.patches[0]), steps=steps, **here.config,
               **record.environment())  # fmt: skip
     judged = Denoiser(regulariser, start)
@@ -115,12 +125,11 @@ def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
             write(k=k, value=step.value, cost=step.cost, seconds=spent, psnr=psnr(theta))
             began = time.perf_counter()
     log.write("end", f"{name}, mini-batches", seconds=spent, cost=step.cost, steps=steps)
-    few = 4 if here.smoke else 64
     problem = problems.Restoration(*(v[:few].astype(float) for v in here.patches), regulariser)
     start = jax.tree.map(lambda leaf: np.asarray(leaf, float), theta)
     found = record.solve(
         log, f"{name}, certified", here.config | {"patches": few}, problem, start,
-        max_cost=100 if here.smoke else 500, max_steps=2 if here.smoke else 1000, progress=False,
+        max_cost=max_cost, progress=False,
     )  # fmt: skip
     run = {"patches": len(here.patches[0]), "mini_batches": steps, "seconds_of_mini_batches": spent}
     return Denoiser(regulariser, found.theta, SIGMA, run | certified_record(found))
