@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from bilevel import solve_lower
 
-from ._learning import certified, mini_batches, patches
+from ._learning import certified, examples, mini_batches
 from ._regularisers.base import AbstractRegulariser
 from ._regularisers.ridge import Ridge
 from ._regularisers.tv import TV
@@ -75,13 +75,13 @@ class Denoiser(NamedTuple):
                 )
         if not images:
             raise ValueError("clean holds no images: pass a list of arrays (height, width), one at least")
-        pairs = patches(images, sigma, size=64, count=400, seed=seed)
-        theta, run = regulariser.start(dtype=np.float32), {"patches": len(pairs[0]), "seed": seed}
+        given = examples(images, sigma, size=64, count=400, seed=seed)
+        theta, run = regulariser.start(dtype=np.float32), {"patches": len(given.clean), "seed": seed}
         if steps:
-            *_, last = mini_batches(*pairs, regulariser, theta, steps=steps, seed=seed)
+            *_, last = mini_batches(given, regulariser, theta, steps=steps, seed=seed)
             theta, run = last.theta, run | {"mini_batches": steps, "mini_batch_cost": last.cost}
         if max_cost:
-            solution = certified(*(v[:64] for v in pairs), regulariser, theta, max_cost=max_cost)
+            solution = certified(given, regulariser, theta, count=64, max_cost=max_cost)
             theta, run = solution.theta, run | record(solution)
         return cls(regulariser, theta, sigma, run)
 

@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "tv-25": Kind(problems.TV(isotropic=True), 100, 400, 5000),
+    "tv-25": Kind(problems.TV(isotropic=True), 100, 400, 3000),
     "ridge-25": Kind(problems.Ridge(), 400, 64, 600),
     "weak-25": Kind(problems.Ridge(weak=True), 1000, 64, 600),
 }
@@ -47,7 +47,7 @@ KINDS = {
 class Setting(NamedTuple):
     """Patches to learn from, whole images to test on, and six crops of them for the curve over time."""
 
-    patches: tuple[np.ndarray, np.ndarray]
+    given: learning.Examples
     clean: list[np.ndarray]
     noisy: list[np.ndarray]
     config: dict
@@ -83,9 +83,9 @@ def setting(packaged: bool, smoke: bool) -> Setting:
         train, test = ([np.asarray(Image.open(p), np.float32) / 255 for p in paths] for paths in folders)
     rng = np.random.default_rng(SEED + 68)
     noisy = [(x + SIGMA * rng.standard_normal(x.shape)).astype(np.float32) for x in test]
-    patches = learning.patches(train, SIGMA, size=16 if smoke else 64, count=16 if smoke else 400, seed=SEED)
+    given = learning.examples(train, SIGMA, size=16 if smoke else 64, count=16 if smoke else 400, seed=SEED)
     config = {"source": "photographs" if packaged else "bsd400", "test_images": len(test), "sigma": SIGMA, "seed": SEED}
-    return Setting(patches, test, noisy, config, smoke)
+    return Setting(given, test, noisy, config, smoke)
 
 
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
@@ -107,7 +107,7 @@ def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
     """Both phases; seconds without those of judging."""
     regulariser, steps, few, max_cost = Kind(KINDS[name][0], 2, 4, 100) if here.smoke else KINDS[name]
     start = regulariser.start(dtype=np.float32)
-    log.write("config", f"{name}, mini-batches", patches=len(here.patches[0]), steps=steps, **here.config,
+    log.write("config", f"{name}, mini-batches", patches=len(here.given.clean), steps=steps, **here.config,
               **record.environment())  # fmt: skip
     judged = Denoiser(regulariser, start)
     clean, noisy = here.crops()
@@ -118,20 +118,20 @@ def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
     write, spent, theta = partial(log.write, "step", f"{name}, mini-batches"), 0.0, start
     write(k=0, value=None, cost=0, seconds=0.0, psnr=psnr(start))
     began = time.perf_counter()
-    for k, step in enumerate(learning.mini_batches(*here.patches, regulariser, start, steps=steps, seed=SEED), 1):
+    for k, step in enumerate(learning.mini_batches(here.given, regulariser, start, steps=steps, seed=SEED), 1):
         theta = step.theta
         if k % EVERY == 0 or k == steps:
             spent += time.perf_counter() - began
             write(k=k, value=step.value, cost=step.cost, seconds=spent, psnr=psnr(theta))
             began = time.perf_counter()
     log.write("end", f"{name}, mini-batches", seconds=spent, cost=step.cost, steps=steps)
-    problem = problems.Restoration(*(v[:few].astype(float) for v in here.patches), regulariser)
+    problem = learning.Weighed(here.given.of(slice(few), float), regulariser)
     start = jax.tree.map(lambda leaf: np.asarray(leaf, float), theta)
     found = record.solve(
         log, f"{name}, certified", here.config | {"patches": few}, problem, start,
         max_cost=max_cost, progress=False,
     )  # fmt: skip
-    run = {"patches": len(here.patches[0]), "mini_batches": steps, "seconds_of_mini_batches": spent}
+    run = {"patches": len(here.given.clean), "mini_batches": steps, "seconds_of_mini_batches": spent}
     return Denoiser(regulariser, found.theta, SIGMA, run | certified_record(found))
 
 
