@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bilevel.problems import TV, AbstractRegulariser, Denoiser, Ridge, data, pretrained
+from bilevel.problems._learning import Weighed, examples
 from bilevel.problems.denoiser import WEIGHTS, intensities
 
 SHAPE = (14, 12)
@@ -133,3 +134,16 @@ def test_the_weights_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 300_000
     with pytest.raises(ValueError, match="no pretrained denoiser 'tv-26'; there are ridge-25, tv-25, weak-25"):
         pretrained("tv-26")
+
+
+def test_patches_are_weighed_by_what_mean_psnr_weighs_them_by():
+    images = [image(k, (16, 20))[0] for k in range(2)] + [np.full((18, 16), 0.5)]
+    given = examples(images, 0.1, size=64, count=5, seed=0)
+    assert given.clean.shape == given.noisy.shape == (5, 16, 16)
+    np.testing.assert_allclose(given.weights.mean(), 1, rtol=1e-6)
+    assert given.weights[2] > 3 * given.weights[0] and given.weights[0] == given.weights[3]
+    problem = Weighed(given.of(slice(3), float), TV())
+    errors = np.sum((given.noisy - given.clean)[:3].astype(float) ** 2, axis=(1, 2))
+    theta = {name: jnp.asarray(leaf, float) for name, leaf in TV().start().items()}
+    np.testing.assert_allclose(problem.upper(problem.data, theta), given.weights[:3] @ errors / 6, rtol=1e-6)
+    assert problem.constants(theta).L_upper == pytest.approx(given.weights[2] / 3)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +38,8 @@ class Kind(NamedTuple):
 
 KINDS = {
     "tv-25": Kind(problems.TV(isotropic=True), 100, 400, 3000),
-    "ridge-25": Kind(problems.Ridge(), 400, 64, 600),
-    "weak-25": Kind(problems.Ridge(weak=True), 1000, 64, 600),
+    "ridge-25": Kind(problems.Ridge(), 400, 64, 3000),
+    "weak-25": Kind(problems.Ridge(weak=True), 1000, 64, 3000),
 }
 
 
@@ -104,35 +103,40 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
 
 
 def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
-    """Both phases; seconds without those of judging."""
+    """Both phases."""
     regulariser, steps, few, max_cost = Kind(KINDS[name][0], 2, 4, 100) if here.smoke else KINDS[name]
-    start = regulariser.start(dtype=np.float32)
-    log.write("config", f"{name}, mini-batches", patches=len(here.given.clean), steps=steps, **here.config,
-              **record.environment())  # fmt: skip
-    judged = Denoiser(regulariser, start)
-    clean, noisy = here.crops()
+    kept = log.checkpoints / f"{log.path.stem}, {name}.npz"  # between the phases
+    if f"{name}, mini-batches" not in log.finished():
+        kept.parent.mkdir(exist_ok=True)
+        mini_batches(log, name, Denoiser(regulariser, regulariser.start(dtype=np.float32)), steps, here).save(kept)
+    quick = Denoiser.load(kept)
+    problem = learning.Weighed(here.given.of(slice(few), float), regulariser)
+    start = jax.tree.map(lambda leaf: np.asarray(leaf, float), quick.theta)
+    found = record.solve(
+        log, f"{name}, certified", here.config | {"patches": few}, problem, start, max_cost=max_cost, progress=False
+    )
+    return Denoiser(regulariser, found.theta, SIGMA, quick.run | certified_record(found))
+
+
+def mini_batches(log: record.Log, name: str, start: Denoiser, steps: int, here: Setting) -> Denoiser:
+    """The first phase; seconds without those of judging."""
+    run, (clean, noisy), theta = f"{name}, mini-batches", here.crops(), start.theta
+    log.write("config", run, patches=len(here.given.clean), steps=steps, **here.config, **record.environment())
 
     def psnr(theta):
-        return float(np.mean(data.psnr(judged._replace(theta=theta).denoise(noisy, 0), clean)))
+        return float(np.mean(data.psnr(start._replace(theta=theta).denoise(noisy, 0), clean)))
 
-    write, spent, theta = partial(log.write, "step", f"{name}, mini-batches"), 0.0, start
-    write(k=0, value=None, cost=0, seconds=0.0, psnr=psnr(start))
-    began = time.perf_counter()
-    for k, step in enumerate(learning.mini_batches(here.given, regulariser, start, steps=steps, seed=SEED), 1):
+    log.write("step", run, k=0, value=None, cost=0, seconds=0.0, psnr=psnr(theta))
+    spent, began = 0.0, time.perf_counter()
+    for k, step in enumerate(learning.mini_batches(here.given, *start[:2], steps=steps, seed=SEED), 1):
         theta = step.theta
         if k % EVERY == 0 or k == steps:
             spent += time.perf_counter() - began
-            write(k=k, value=step.value, cost=step.cost, seconds=spent, psnr=psnr(theta))
+            log.write("step", run, k=k, value=step.value, cost=step.cost, seconds=spent, psnr=psnr(theta))
             began = time.perf_counter()
-    log.write("end", f"{name}, mini-batches", seconds=spent, cost=step.cost, steps=steps)
-    problem = learning.Weighed(here.given.of(slice(few), float), regulariser)
-    start = jax.tree.map(lambda leaf: np.asarray(leaf, float), theta)
-    found = record.solve(
-        log, f"{name}, certified", here.config | {"patches": few}, problem, start,
-        max_cost=max_cost, progress=False,
-    )  # fmt: skip
-    run = {"patches": len(here.given.clean), "mini_batches": steps, "seconds_of_mini_batches": spent}
-    return Denoiser(regulariser, found.theta, SIGMA, run | certified_record(found))
+    log.write("end", run, seconds=spent, cost=step.cost, steps=steps)
+    told = {"patches": len(here.given.clean), "mini_batches": steps, "seconds_of_mini_batches": spent}
+    return start._replace(theta=theta, sigma=SIGMA, run=told)
 
 
 def test(log: record.Log, name: str, denoiser: Denoiser, here: Setting) -> None:
