@@ -53,7 +53,7 @@ def test_the_filters(size):
     assert len(span) == size**2 - 1 and np.linalg.matrix_rank(span) >= size**2 - 1 - size
 
 
-@pytest.mark.parametrize(("weak", "strip"), [(False, 2**13), (True, 2**13), (True, 10)])
+@pytest.mark.parametrize(("weak", "strip"), [(False, 2**12), (True, 2**12), (True, 10)])
 def test_the_value_is_by_definition(weak, strip, monkeypatch):
     """In one strip of rows, and in several."""
     monkeypatch.setattr(ridge_kernels, "STRIP", strip)

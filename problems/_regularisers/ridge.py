@@ -78,9 +78,7 @@ class Ridge(ImageByImage):
 
     def value(self, x, theta):
         parts = self.parts(theta)
-        # Derivatives compute the responses, 4m times an image, again: cheaper than to store them for all images.
-        of_image = jax.checkpoint(lambda x: energy(x, parts), prevent_cse=False)
-        return jnp.sum(self.each(of_image, grey(x)))
+        return jnp.sum(self.each(lambda x: energy(x, parts), grey(x)))
 
     def constants(self, theta, shape, reach):
         """All proven, peak(k) the largest eigenvalue of sum_i k_i C_i^T C_i, or more, as ridge_filters.py has it:

@@ -7,10 +7,11 @@ with a patch of 7 x 7 for 24 responses, not 24 x 49. A filter that changes its s
 in rows alone, m in columns alone.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-STRIP = 2**13  # pixels: what is computed of them, some hundred numbers a pixel, stays in the cache
+STRIP = 2**12  # pixels: what is computed of them, some hundred numbers a pixel, stays in the cache
 
 
 def energy(image, parts):
@@ -20,9 +21,11 @@ def energy(image, parts):
     image = jnp.pad(image, margin, mode="symmetric")
     rows = max(1, STRIP // width)
 
+    # Derivatives compute the responses, 4m times an image, again: cheaper than to store them.
+    of_strip = jax.checkpoint(lambda strip: potentials(responses(strip, parts.taps), parts), prevent_cse=False)
+
     def of(start, rows):
-        strip = lax.dynamic_slice_in_dim(image, start, rows + 2 * margin)
-        return potentials(responses(strip, parts.taps), parts)
+        return of_strip(lax.dynamic_slice_in_dim(image, start, rows + 2 * margin))
 
     count, rest = divmod(height, rows)
     total = jnp.sum(lax.map(lambda k: of(k * rows, rows), jnp.arange(count))) if count > 1 else 0.0
