@@ -38,8 +38,8 @@ class Kind(NamedTuple):
 
 KINDS = {
     "tv-25": Kind(problems.TV(isotropic=True), 100, 400, 3000),
-    "ridge-25": Kind(problems.Ridge(), 400, 64, 3000),
-    "weak-25": Kind(problems.Ridge(weak=True), 1000, 64, 3000),
+    "ridge-25": Kind(problems.Ridge(), 400, 64, 2000),
+    "weak-25": Kind(problems.Ridge(weak=True), 1000, 64, 2000),
 }
 
 
