@@ -8,10 +8,11 @@ LINT := .venv/.lint
 CONSTRAINTS ?= --constraint constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 
-# One module each, in experiments/paper, peers and networks. SMOKE=1: small, on packaged data, to see that they run.
+# One module each, in experiments/paper, peers, imaging and networks. SMOKE=1: small, on packaged data, to see that they run.
 # RESUME=1: go on with the log.
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
+IMAGING := bsd68
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
@@ -31,7 +32,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(PAPER) $(COMPARISONS) $(NETWORKS) clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -87,6 +88,8 @@ bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default'
 
 reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
+imaging: $(IMAGING)  ## learnt denoisers on BSD68, twenty minutes; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
+
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 
 front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
@@ -100,8 +103,9 @@ docs-examples: $(READY)  ## a direction, an optax step, a search, a solver, an o
 
 $(PAPER): FOLDER := paper
 $(COMPARISONS): FOLDER := peers
+$(IMAGING): FOLDER := imaging
 $(NETWORKS): FOLDER := networks
-$(PAPER) $(COMPARISONS) $(NETWORKS): $(PEERS)
+$(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers

@@ -26,8 +26,11 @@ else:
     from ._operators.super_resolution import SuperResolution as SuperResolution
     from ._regularisers.base import AbstractRegulariser as AbstractRegulariser
     from ._regularisers.experts import Experts as Experts
+    from ._regularisers.ridge import Ridge as Ridge
     from ._regularisers.tv import TV as TV
     from ._restoration import Restoration as Restoration
+    from .denoiser import Denoiser as Denoiser
+    from .denoiser import pretrained as pretrained
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .folds import k_folds as k_folds
     from .logistic import LogisticRegression as LogisticRegression

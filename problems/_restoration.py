@@ -78,7 +78,7 @@ class Restoration(AbstractProblem):
                 alike(v, shape, y)
             self.clean = clean if self.order else clean[0]
         self.operator, self.regulariser = operator, regulariser.bind(data[0])
-        self.elastic, self.floor = elastic, least_weight(operator, shapes, elastic, floor)
+        self.elastic, self.floor = elastic, least_weight(operator, shapes, elastic, floor, regulariser.concavity)
 
     def lower(self, x: Images, theta: Theta) -> Scalar:
         """h(x, theta). Raises ValueError if theta has the wrong leaves or shapes."""
@@ -128,7 +128,7 @@ class Restoration(AbstractProblem):
         """
         # reach: <grad R(x), x> >= 0 for a convex R that is least at 0, so that at xhat ||A x||^2 + e ||x||^2 <=
         # <A x, y>. Hence ||A x|| <= ||y||, and (lambda_min + e) ||x||^2 <= ||y||^2; A^T y / lambda_max is no longer
-        # than ||y|| / sqrt(lambda_max).
+        # than ||y|| / sqrt(lambda_max). One not convex is even: grad h(0) = -A^T y, ||xhat|| <= ||A^T y|| / mu.
         named, e, slope = self.parts(theta)
         found = [self._of_stack(named, e, slope, y) for y in each(self.data)]
 
@@ -152,6 +152,8 @@ class Restoration(AbstractProblem):
         shape, norm_y = self.operator.image_shape(y.shape), jnp.linalg.norm(y)
         low, high = self._extremes(shape)
         reach = norm_y / jnp.sqrt(jnp.minimum(low + e, high))
+        if bend := self.regulariser.concavity:
+            reach = jnp.maximum(reach, jnp.sqrt(high) * norm_y / (low + e - bend))
         known = self.regulariser.constants(named, shape, reach)
         return Constants(
             mu=None if known.mu is None else low + e + known.mu,

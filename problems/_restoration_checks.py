@@ -65,18 +65,26 @@ def alike(clean: Array, shape: tuple[int, ...], data: Array) -> None:
         raise TypeError(f"clean is {clean.dtype}, data {data.dtype}: pass data.astype of clean's precision")
 
 
-def least_weight(operator: AbstractOperator, shapes: tuple, elastic: bool, floor: float | None) -> float:
+def least_weight(
+    operator: AbstractOperator, shapes: tuple, elastic: bool, floor: float | None, concavity: float
+) -> float:
     """The floor of the elastic weight. Raises ValueError where without it h would not be strongly convex."""
     ends = [operator.extremes(shape)[0] for shape in shapes]
     known = not any(isinstance(low, jax.core.Tracer) for low in ends)
     low = min(map(float, ends)) if known else 0.0
-    if low == 0 and not elastic:
+    short = concavity - low  # what e must be above
+    if short >= 0 and not elastic:
+        why = "is singular, or is not known not to be"
+        if concavity:
+            why = f"is not known to have eigenvalues of A^T A above {concavity:g}, as this regulariser needs"
         raise ValueError(
-            f"{type(operator).__name__} is singular, or is not known not to be: the lower level would not be strongly "
-            'convex. Pass elastic=True, and theta["elastic"], the log of its weight'
+            f"{type(operator).__name__} {why}: the lower level would not be strongly convex. Pass elastic=True, and "
+            'theta["elastic"], the log of its weight'
         )
     if floor is None:
-        return LEAST if elastic and low < LEAST else 0.0
-    if not (elastic and 0 <= floor < math.inf):
-        raise ValueError(f"floor is the least elastic weight, finite and at least 0, with elastic=True; not {floor!r}")
+        return max(short, 0.0) + LEAST if elastic and short > -LEAST else 0.0
+    least = max(short, 0.0) if concavity else 0.0
+    if not (elastic and least <= floor < math.inf):
+        raise ValueError(f"floor is the least elastic weight, finite and at least {least:g}, with elastic=True; "
+                         f"not {floor!r}")  # fmt: skip
     return float(floor)

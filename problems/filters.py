@@ -26,6 +26,11 @@ def initial(seed: int | Array, filters: int = 48, size: int = 7, dtype: DTypeLik
 
 def dct_filters(size: int, dtype: DTypeLike = float) -> Filters:
     """The size^2 - 1 products of two DCT-II vectors other than the constant one: orthonormal, zero mean."""
+    return jnp.asarray(dct_products(size), dtype)
+
+
+def dct_products(size: int) -> Float[np.ndarray, "K s s"]:
+    """The same in NumPy, for what is no part of a program."""
     k = np.arange(size)
     basis = np.cos(np.pi * np.outer(k, k + 0.5) / size) * np.sqrt(np.where(k, 2, 1) / size)[:, None]
-    return jnp.asarray(np.einsum("ai,bj->abij", basis, basis).reshape(-1, size, size)[1:], dtype)
+    return np.einsum("ai,bj->abij", basis, basis).reshape(-1, size, size)[1:]

@@ -40,12 +40,19 @@ REGULARISERS = {
     "TV": problems.TV,
     "isotropic": lambda: problems.TV(isotropic=True),
     "experts": lambda: problems.Experts(fixed={"filters": np.random.default_rng(2).normal(size=(2, 2, 2))}),
+    "ridge": problems.Ridge,
+    "weak ridge": lambda: problems.Ridge(weak=True),
 }
 
 
 def thetas(regulariser, rng, elastic=True):
     """A random theta of a regulariser: weights e^-6..e, smoothings e^-4..1, elastic e^-4..1."""
-    if regulariser == "experts":
+    if regulariser.endswith("ridge"):  # 3 x 3: two generators of each kind, of four coefficients
+        theta = {"weights": rng.uniform(-6, 0, (2, 2)), "smoothings": rng.uniform(-4, 0, (2, 2))}
+        theta |= {"filters": rng.normal(size=(2, 2, 4))}
+        if regulariser == "weak ridge":
+            theta |= {"gaps": rng.uniform(-3, 1, (2, 2)), "concavities": rng.uniform(-2, 3, (2, 2))}
+    elif regulariser == "experts":
         theta = {"scale": rng.uniform(-5, 1), "weights": rng.uniform(-1, 1, 2), "smoothings": rng.uniform(-4, 0, 2)}
     else:
         theta = {"weight": rng.uniform(-6, 1), "smoothing": rng.uniform(-4, 0)}

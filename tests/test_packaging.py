@@ -11,6 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = (".py", ".typed", ".npz")  # the last: learnt denoisers
 
 
 def python(code, folder, path):
@@ -53,7 +54,7 @@ def test_a_wheel_holds_problems_and_leaves_their_name_to_others(tmp_path):
     """Built of a copy, since building leaves files; used from a folder with a `problems.py`."""
     source, site, folder = tmp_path / "source", tmp_path / "site", tmp_path / "folder"
     names = ["pyproject.toml", "README.md", "LICENSE"]
-    modules = [p for name in ("bilevel", "problems") for p in (ROOT / name).rglob("*") if p.suffix in (".py", ".typed")]
+    modules = [p for name in ("bilevel", "problems") for p in (ROOT / name).rglob("*") if p.suffix in INSTALLED]
     for path in [*(ROOT / name for name in names), *modules]:
         copy = source / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ def test_a_wheel_holds_problems_and_leaves_their_name_to_others(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", tmp_path, source], check=True)
     with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(site)
-    inside = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".typed")}
+    inside = {path.relative_to(site) for path in site.rglob("*") if path.suffix in INSTALLED}
     expected = (path.relative_to(ROOT) for path in modules)
     assert inside == {Path("bilevel", path) if path.parts[0] == "problems" else path for path in expected}
     assert {path.name.split("-")[0] for path in site.iterdir()} == {"bilevel"}

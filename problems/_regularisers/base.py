@@ -17,9 +17,15 @@ class AbstractRegulariser(eqx.Module):
     """R(x, theta) of a stack of images (n, height, width) or (n, height, width, channels), twice differentiable in x.
 
     A regulariser of your own is a subclass with `value` and `check`, in a file of its own; `constants` and `bounds` for
-    certificates, in the words of `bilevel.Constants` and `bilevel.Bounds`, of R alone: `mu` is 0 for a convex R. What
-    they leave out is estimated, and labelled so. theta is a dict of arrays by name; `Restoration` adds "elastic".
+    certificates, in the words of `bilevel.Constants` and `bilevel.Bounds`, of R alone: `mu` is 0 for a convex R; one
+    that is not says by `concavity` how far. What they leave out is estimated, and labelled so. theta is a dict of
+    arrays by name; `Restoration` adds "elastic".
     """
+
+    @property
+    def concavity(self) -> float:
+        """A number for which R + concavity/2 ||x||^2 is convex, whatever theta is; R(-x) = R(x) if it is not 0."""
+        return 0.0
 
     @abc.abstractmethod
     def check(self, theta: Theta, shape: tuple[int, ...]) -> None:

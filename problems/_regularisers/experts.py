@@ -6,7 +6,6 @@ theta = {"scale": t_0, "weights": t, "smoothings": s, "filters": c}, any of them
 correlation of a filter's taps with the image. Section 4.3 of arXiv 2308.10098.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -14,7 +13,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -23,14 +21,14 @@ from bilevel._inputs import finite
 
 from ..filters import Filters
 from ..inputs import dense
-from .base import AbstractRegulariser
+from .by_image import ImageByImage, grey
 from .patches import experts, logs_constant, margins, measures
 from .tv import C3
 
 SHAPES = {"scale": "()", "weights": "(K,)", "smoothings": "(K,)", "filters": "(K, s, s)"}
 
 
-class Experts(AbstractRegulariser):
+class Experts(ImageByImage):
     """`Experts()`; theta a dict: scale (), weights (K,), smoothings (K,), filters (K, s, s).
 
     - `fixed`: leaves of theta that are held constant, by name; theta has the others.
@@ -43,22 +41,16 @@ class Experts(AbstractRegulariser):
 
     fixed: Mapping[str, ArrayLike] | None = eqx.field(default=None, converter=lambda fixed: _numbers(fixed or {}))
     boundary: str = eqx.field(default="valid", static=True)
-    shards: int = eqx.field(default=1, static=True)
 
     def __check_init__(self):
         if self.boundary not in ("valid", "reflect"):
             raise ValueError(f'boundary must be "valid" or "reflect", not {self.boundary!r}')
 
-    def bind(self, data):
-        traced = isinstance(data, jax.core.Tracer)
-        shards = 1 if traced else len(data) // data.sharding.shard_shape(data.shape)[0]
-        return dataclasses.replace(self, shards=shards)
-
     def value(self, x, theta):
         B, a, _ = self.scaled(theta)
         # Derivatives compute the responses, K times an image, again: cheaper than to store them for all images.
         energy = jax.checkpoint(lambda x: experts(x, B, a, self.boundary), prevent_cse=False)
-        return jnp.sum(self.each(energy, _grey(x)))
+        return jnp.sum(self.each(energy, grey(x)))
 
     # With b_i = c_i/nu_i, w_i = 1/2 e^{t_0 + t_i}, a_i = w_i nu_i and phi(t) = sqrt(1 + t^2), the regulariser is
     # S = sum_i a_i sum_p phi(t_ip), t_i = B_i x = b_i * x; phi'' <= 1, |phi'''| <= c3. On a grid of the image's size
@@ -109,7 +101,7 @@ class Experts(AbstractRegulariser):
         # (J^T q)_i = w_i [Q phi'(t_i) + X (phi''(t_i) B_i q)], Q the patches of q: the three terms of M change phi', X
         # and phi'' in turn, those of L_J the same without q, where |X_p| is at most its largest.
         B, a, w = self.scaled(theta)
-        x, q = _grey(x), _grey(q)
+        x, q = grey(x), grey(q)
         power, copies = self.spectrum(B, x.shape)
         k = B.shape[1] * copies**0.5
         reach = radius * copies**0.5 * jnp.linalg.norm(B, axis=(1, 2))  # |B_i z| <= ||b_i|| ||Pad|| ||z||
@@ -165,14 +157,6 @@ class Experts(AbstractRegulariser):
         copies = float(np.prod([np.max(np.bincount(p)) for p in pixels]))
         return copies * (jnp.abs(jnp.fft.rfft2(B, s=[len(p) for p in pixels])) ** 2).reshape(len(B), -1), copies
 
-    def each(self, f, *stacks):
-        """f(image, ...) of every image, one at a time on each device: what it computes stays in the cache."""
-        if self.shards == 1:
-            return lax.map(lambda images: f(*images), stacks)
-        split = [jnp.swapaxes(v.reshape(self.shards, -1, *v.shape[1:]), 0, 1) for v in stacks]
-        out = lax.map(lambda images: jax.vmap(f)(*images), split)
-        return jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:]), out)
-
 
 def _numbers(fixed):
     """The fixed leaves as arrays of floats. Raises TypeError for dtypes, ValueError for values that are not finite."""
@@ -185,8 +169,3 @@ def _numbers(fixed):
         if not isinstance(leaf, jax.core.Tracer) and not finite(leaf):
             raise ValueError(f"the fixed {name} hold NaN or infinite values: replace them")
     return arrays
-
-
-def _grey(x):
-    """The channels as images."""
-    return x if x.ndim == 3 else jnp.moveaxis(x, 3, 1).reshape(-1, *x.shape[1:3])

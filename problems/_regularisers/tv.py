@@ -10,6 +10,8 @@ Section 4.2 of arXiv 2308.10098.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from bilevel import Bounds, Constants
 
@@ -27,6 +29,10 @@ class TV(AbstractRegulariser):
     """
 
     isotropic: bool = eqx.field(static=True, default=False)
+
+    def start(self, dtype: DTypeLike = float) -> dict[str, Array]:
+        """A theta for intensities in [0, 1] and noise of about 0.1."""
+        return {"weight": jnp.asarray(-2.0, dtype), "smoothing": jnp.asarray(-4.5, dtype)}
 
     def check(self, theta, shape):
         few_numbers(theta, ("weight", "smoothing"))
