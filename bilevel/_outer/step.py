@@ -68,7 +68,7 @@ class Method(AbstractMethod):
         return State(theta0, point, memory, math.nan, 0, *meter.read(), meter.compile_seconds, meter.read())
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
-        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box)
+        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box, self.search.corrects)
         accepted, alpha, result = None, math.nan, None
         try:
             while accepted is None:
@@ -85,8 +85,6 @@ class Method(AbstractMethod):
 
     def descend(self, base: Base) -> tuple[tuple[Vector, Point] | None, float]:
         """theta+ with its point, and alpha; or None where z is wanted more accurately first."""
-        if self.search.corrects:
-            base.correct()
         d, heading, length = base.turn(self.direction, self.search)
         theta, x, reached = base.theta, base.point.lower.x, base.reached
         size = optax.tree.size(theta)
