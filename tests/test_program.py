@@ -7,6 +7,7 @@ import pytest
 
 import bilevel
 from bilevel import _program
+from bilevel._outer.programs import Meter
 from bilevel._program import FEW, program, small
 from bilevel.problems.quadratic import uniform_data
 
@@ -77,3 +78,10 @@ def test_at_most_six_reads_an_outer_step(monkeypatch):
     assert solution.result == bilevel.RESULTS.converged
     assert solution.steps > 20
     assert reads[0] <= 6 * solution.steps
+
+
+def test_at_most_eight_programs_a_problem():
+    bilevel.solve(uniform_data(0, columns=9), np.ones(9), max_steps=2, progress=False)  # the probe of XLA's options
+    before = Meter.compilations
+    bilevel.solve(uniform_data(0, columns=11), np.ones(11), progress=False)
+    assert Meter.compilations - before <= 8
