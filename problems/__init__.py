@@ -38,5 +38,7 @@ else:
     from .regression import BinomialRegression as BinomialRegression
     from .regression import LinearRegression as LinearRegression
     from .regression import PoissonRegression as PoissonRegression
+    from .reweighted import AbstractReweighted as AbstractReweighted
+    from .reweighted import Reweighted as Reweighted
     from .sure import Sure as Sure
     from .tv import TotalVariation as TotalVariation
