@@ -34,6 +34,7 @@ from ._outer.named import maid as maid
 from ._outer.named import quasi_newton as quasi_newton
 from ._outer.named import self_tuning as self_tuning
 from ._outer.optimiser import Optax as Optax
+from ._outer.penalty import Penalty as Penalty
 from ._outer.predict import AbstractPredictor as AbstractPredictor
 from ._outer.predict import Previous as Previous
 from ._outer.predict import Secants as Secants

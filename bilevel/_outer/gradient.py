@@ -7,7 +7,7 @@ Another source of z is a file of its own: `best_response`.
 
 import abc
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 
@@ -20,7 +20,10 @@ from .refine import DEFAULT_TOLERANCE, first_tolerance
 
 
 class AbstractGradient(eqx.Module):
-    """`method`, where it is passed, is the `Method` that this is a part of."""
+    """`method`, where it is passed, is the `Method` that this is a part of. `adjoint`: it leaves an adjoint q in
+    `base.memory`, by which values can be corrected."""
+
+    adjoint: ClassVar[bool] = False
 
     def init(self, theta: Vector, x: Vector) -> Any:
         """The memory before the first step."""
@@ -37,6 +40,8 @@ class AbstractGradient(eqx.Module):
 
 class Adjoint(AbstractGradient):
     """z by conjugate gradients on the adjoint system, its error bounded (arXiv 2308.10098, section 3)."""
+
+    adjoint: ClassVar[bool] = True
 
     def certify(self, base, method):
         if not math.isfinite(base.eps):

@@ -69,7 +69,8 @@ class Method(AbstractMethod):
         return State(theta0, point, memory, math.nan, 0, *meter.read(), meter.compile_seconds, meter.read())
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
-        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box, self.search.corrects)
+        corrects = self.search.corrects and self.gradient.adjoint
+        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box, corrects)
         accepted, alpha, result = None, math.nan, None
         try:
             while accepted is None:
@@ -123,7 +124,7 @@ class Method(AbstractMethod):
     def judge(self, base: Base, trial: Trial) -> tuple[Verdict, Point, int]:
         """The verdict on a trial, its point and what that cost: trial and base solved on until accuracy is not what the
         verdict lacks."""
-        q = base.memory.q if self.search.corrects else None
+        q = base.memory.q if base.corrects else None
         wanted, cap = self.accuracy.trial(base.memory.asked), self.search.allowance(base.memory.work)
         eps = self.search.eps(base.memory.search, trial.slope, wanted)
         point, cost = self.solve(base, trial.theta, trial.x, eps, cap, q)
