@@ -33,6 +33,8 @@ else:
     from .denoiser import pretrained as pretrained
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .folds import k_folds as k_folds
+    from .lasso import ElasticNet as ElasticNet
+    from .lasso import Lasso as Lasso
     from .logistic import LogisticRegression as LogisticRegression
     from .quadratic import Quadratic as Quadratic
     from .regression import BinomialRegression as BinomialRegression

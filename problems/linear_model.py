@@ -128,17 +128,7 @@ class LinearModel(AbstractProblem):
     def coefficients(self, x: Weights) -> tuple[Float[Array, "*folds learnt columns"], Float[Array, "*folds columns"]]:
         """(weights, intercepts): scores of a row a of features are a @ weights + intercepts, for each fold."""
         weights = self._learnt(x)
-        if self.shift is None:
-            return weights, jnp.zeros_like(weights[..., 0, :])
-        p = self.shift.size
-        means, base = (v if x.ndim == 3 else v[0] for v in (self.train.means[:, :p], self.train.base))
-        held = jnp.sum(x[..., p:, :], axis=-2)
-        return weights, base + held - jnp.einsum(
-            "...p,...pc->...c",
-            self.shift[None] + means if x.ndim == 3 else self.shift + means,
-            weights,
-            precision="highest",
-        )
+        return weights, scored(self.train, self.shift, weights, jnp.sum(x[..., weights.shape[-2] :, :], axis=-2))
 
     def _learnt(self, x):
         """Without the row of an intercept."""
@@ -155,6 +145,16 @@ class LinearModel(AbstractProblem):
 
     def _spread(self, penalty):
         return jnp.broadcast_to(penalty, self.shape)
+
+
+def scored(train, shift, weights, held):
+    """The intercepts of features that were centred; zero where there are none."""
+    if shift is None:
+        return jnp.zeros_like(weights[..., 0, :])
+    folds = weights.ndim == 3
+    means, base = (v if folds else v[0] for v in (train.means[:, : shift.size], train.base))
+    centre = shift[None] + means if folds else shift + means
+    return base + held - jnp.einsum("...p,...pc->...c", centre, weights, precision="highest")
 
 
 def _times(a, b):

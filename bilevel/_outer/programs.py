@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .._certificate import gradient as gradients
 from .._certificate import value
@@ -20,11 +19,12 @@ from .._certificate.value import Point
 from .._counts import Counts
 from .._linalg.norms import norm
 from .._linalg.vectors import Vector
+from .._nonsmooth import AbstractNonsmoothProblem
 from .._problem import AbstractProblem
 from .._program import program
 from .._results import RESULTS, told
 from .overheads import overheads
-from .region import free, keep_certifiable, project, stationarity
+from .region import stationarity
 
 UNLIMITED = 2**30
 BROKEN = RESULTS.non_finite, RESULTS.not_strongly_convex, RESULTS.not_convex, RESULTS.max_cost_reached
@@ -38,27 +38,10 @@ measure = program(stationarity)
 
 
 @program
-def query(direction, memory, theta, z, omega, box):
-    """What the direction answers, and the length of what of d can move theta: with entries that are held, alpha would
-    be reckoned too short."""
-    memory, d, heading = direction.query(memory, theta, z, omega, box)
-    moving = d if box is None else jax.tree.map(lambda d, free: jnp.where(free, d, 0), d, free(theta, z, box))
-    return memory, d, jax.tree.map(jnp.asarray, heading), norm(moving)
-
-
-@program
-def observe(predictor, memory, theta, x):
-    return predictor.observe(memory, theta, x)
-
-
-@program
-def propose(problem, predictor, guesses, theta, x, z, d, alpha, limit, box):
-    """theta+, a guess of its x, ||theta+ - theta||, and <z, theta - theta+>."""
-    trial = project(optax.tree.add_scale(theta, alpha, d), box)
-    if limit is not None:
-        trial = project(keep_certifiable(problem, trial, limit), box)
-    step = optax.tree.sub(trial, theta)
-    return trial, predictor.guess(guesses, theta, x, trial), norm(step), -optax.tree.vdot(z, step)
+def slope(problem, theta, lower, max_cost):
+    """The problem's z, what it cost, and whether it is finite."""
+    z, cost = problem.slope(theta, lower.x, lower.curvature, max_cost)
+    return z, cost, jnp.isfinite(norm(z))
 
 
 def read(out: Any) -> Any:
@@ -132,7 +115,10 @@ class Meter:
         cap = max(cap, known.solve + correction)
         allowed = np.asarray(int(min(cap, self.left, UNLIMITED)) - correction, np.int32)
         eps_ = np.asarray(eps, jax.tree.leaves(x0)[0].dtype)
-        learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
+        learnt = self.curvature
+        if learnt is None:
+            nonsmooth = isinstance(self.problem, AbstractNonsmoothProblem)
+            learnt = self.problem.memory(x0) if nonsmooth else self.solver.curvature(x0)
         point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt, self.seed)
         self.curvature = point.lower.curvature
         point = read(self.correct(theta, point, q if correction else None))
@@ -140,6 +126,22 @@ class Meter:
         if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
             raise Stop(RESULTS.max_cost_reached)
         return point
+
+    def recall(self, point: Point) -> None:
+        """The next solve goes on from this point; where h has a kink there is more to that than x."""
+        if isinstance(self.problem, AbstractNonsmoothProblem):
+            self.curvature = point.lower.curvature
+
+    def slope(self, theta: Vector, point: Point) -> Vector:
+        """z of unknown error, where h has a kink."""
+        if self.left < overheads(self.problem, point.lower.x, theta).certificate:
+            raise Stop(RESULTS.max_cost_reached)
+        allowed = np.asarray(int(min(self.left, UNLIMITED)), np.int32)
+        z, products, finite = self._call(slope, self.problem, theta, point.lower, allowed)
+        self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + int(products))
+        if not bool(finite):
+            raise Stop(RESULTS.non_finite)
+        return z
 
     def correct(self, theta: Vector, point: Point, q: Vector | None) -> Point:
         """The point with its interval corrected by q, if there is one; paid for already."""
