@@ -32,7 +32,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -94,6 +94,9 @@ networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOK
 
 front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
 	$(BIN)/python -m experiments.benchmarks.front_door $(MODE)
+
+first-order: $(READY)  ## hypergradients without Hessian products beside the adjoint's: cost, accuracy, a minute
+	$(BIN)/python -m experiments.benchmarks.first_order $(MODE)
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)
