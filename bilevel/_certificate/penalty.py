@@ -67,6 +67,7 @@ class Difference(eqx.Module):
     noise: Scalar
     velocities: tuple[Vector, ...]
     certain: bool = eqx.field(static=True)
+    products: int = eqx.field(static=True)  # with J, for the bound; none where the problem bounds ||J||
 
 
 def undeclared(problem: AbstractProblem, x: Vector, theta: Vector) -> list[str]:
@@ -75,12 +76,6 @@ def undeclared(problem: AbstractProblem, x: Vector, theta: Vector) -> list[str]:
     lacking = [name for name in NEEDED if getattr(known, name) is None]
     moving = known.L_upper_theta is None and gradient_moves(problem, x, theta)
     return [*lacking, "L_upper_theta"] if moving else lacking
-
-
-def cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
-    """Products with J that the bound takes: none where the problem bounds ||J||."""
-    declared = problem.bounds(x, theta, x, jnp.zeros((), jax.tree.leaves(x)[0].dtype))
-    return cross_norm_cost(x, theta) if declared.J is None else 0
 
 
 def room(problem: AbstractProblem, theta: Vector) -> Scalar:
@@ -108,9 +103,10 @@ def _one(problem, theta, base, moved, t):
     z = jax.tree.map(lambda g, a, b: g + (a - b) / t, g_theta, *slopes)
 
     X = (dual_norm(g_x, known.metric) + known.L_upper * moved.error) / base.mu
-    J, certain = problem.bounds(x0, theta, x0, base.error).J, True
+    J, certain, products = problem.bounds(x0, theta, x0, base.error).J, True, 0
     if J is None:
         J, certain = cross_norm(problem, x0, theta)
+        products = cross_norm_cost(x0, theta)
     L_theta = 0.0 if known.L_upper_theta is None else known.L_upper_theta
     amplified = inequalities.amplification(base.error, J, known.L_cross, base.mu)
     bias = (known.L_cross * X**2 + amplified * (known.L_hessian * X**2 + 2 * known.L_upper * X)) / 2 + L_theta * X
@@ -118,4 +114,4 @@ def _one(problem, theta, base, moved, t):
     cancelled = 0.0 if known.rounding_cross is None else known.rounding_cross
     sizes = metric_norm(x0, known.metric) + metric_norm(xt, known.metric)
     noise = u * (2 * norm(slopes[0]) + 2 * norm(slopes[1]) + tau * norm(g_theta) + (J_sup + cancelled) * sizes)
-    return Difference(z, norm(z), bias, J_sup + tau * L_theta, noise, (), certain)
+    return Difference(z, norm(z), bias, J_sup + tau * L_theta, noise, (), certain, products)

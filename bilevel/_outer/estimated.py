@@ -20,7 +20,7 @@ class Estimated(AbstractGradient):
 
     value_tol: float | None = None
 
-    def suits(self, problem):
+    def suits(self, problem, theta, x):
         if not isinstance(problem, AbstractNonsmoothProblem):
             raise TypeError(
                 f"the lower level of {type(problem).__name__} is smooth, and its gradients can be certified: pass "

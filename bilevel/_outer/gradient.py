@@ -31,8 +31,8 @@ class AbstractGradient(eqx.Module):
         """The memory before the first step."""
         return None
 
-    def suits(self, problem: AbstractProblem) -> None:
-        """Raises TypeError, with what to write instead, for a problem that has no such z."""
+    def suits(self, problem: AbstractProblem, theta: Vector, x: Vector) -> None:
+        """Raises TypeError or ValueError, with what to write instead, for a problem that has no such z."""
         if isinstance(problem, AbstractNonsmoothProblem):
             raise TypeError(
                 f"the lower level of {type(problem).__name__} has a kink, and no gradient is certified there: pass "

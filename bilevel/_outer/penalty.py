@@ -64,13 +64,15 @@ class Penalty(AbstractGradient):
     def init(self, theta, x):
         return Memory(math.nan, (zeros(x),) * (1 + self.two_sided))
 
+    def suits(self, problem, theta, x):
+        super().suits(problem, theta, x)
+        if lacking := undeclared(problem, x, theta):
+            raise ValueError(f"Penalty() needs declared constants, and {type(problem).__name__} lacks {lacking}")
+
     def certify(self, base, method):
         if not math.isfinite(base.eps):
             raise Stop(base.point.lower.result)
-        problem, x = base.meter.problem, base.point.lower.x
-        if lacking := undeclared(problem, x, base.theta):
-            raise ValueError(f"Penalty() needs declared constants, and {type(problem).__name__} lacks {lacking}")
-        most = float(base.meter.call(room, problem, base.theta))
+        most = float(base.meter.call(room, base.meter.problem, base.theta))
         t = min(base.memory.gradient.t, MOST * most)
         t, eps, share = FIRST * most if math.isnan(t) else t, base.memory.asked.eps, PART
         while True:
@@ -96,7 +98,7 @@ class Penalty(AbstractGradient):
         moved = tuple(self.moved(base, k, t, eps) for k in range(1 + self.two_sided))
         problem, theta, lower, meter = base.meter.problem, base.theta, base.point.lower, base.meter
         found = read(meter.call(difference, problem, theta, lower, moved, number(base, t)))
-        price = len(moved) * penalty.cost(problem, lower.x, theta)
+        price = len(moved) * found.products
         meter.counts = meter.counts._replace(cross_products=meter.counts.cross_products + price)
         inexact = float(found.amplified) * (base.eps + max(float(m.error) for m in moved)) + float(found.noise)
         bias = float(found.bias)

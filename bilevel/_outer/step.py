@@ -50,7 +50,7 @@ class Method(AbstractMethod):
                 raise TypeError(f"{field.name} must be an {wanted}, not {type(part).__name__}")
 
     def settle(self, problem, theta0, x0):
-        self.gradient.suits(problem)
+        self.gradient.suits(problem, theta0, x0)
         if self.solver is not None or isinstance(problem, AbstractNonsmoothProblem):
             return self
         return dataclasses.replace(self, solver=choose(problem, theta0, x0))
