@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 PEERS := .venv/.peers
 LINT := .venv/.lint
+DOCS := .venv/.docs
 # Exact versions, of CI too; `make CONSTRAINTS= test` takes the newest.
 CONSTRAINTS ?= --constraint constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
@@ -32,7 +33,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order docs docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -46,6 +47,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(LINT): $(READY)
 	$(INSTALL) '.[lint]'
+	@touch $@
+
+$(DOCS): $(READY)
+	$(INSTALL) '.[docs]'
 	@touch $@
 
 # What only the comparisons need.
@@ -101,6 +106,9 @@ first-order: $(READY)  ## hypergradients without Hessian products beside the adj
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)
 
+docs: $(DOCS)  ## build the site, into site/; warnings are errors
+	cd docs && NO_MKDOCS_2_WARNING=1 ../$(BIN)/python -m mkdocs build --strict --quiet
+
 docs-examples: $(READY)  ## a direction, an optax step, a search, a solver, an operator, a preconditioner of one's own: docs/, minutes
 	set -e; for page in docs/extend_*.py; do MPLBACKEND=Agg $(BIN)/python $$page; done
 
@@ -112,5 +120,5 @@ $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
-	rm -rf .venv .pytest_cache .ruff_cache .jax_cache .types build dist *.egg-info experiments/demo experiments/smoke
+	rm -rf .venv .pytest_cache .ruff_cache .jax_cache .types build dist site *.egg-info experiments/demo experiments/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # draws without a screen
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = sorted(DOCS.glob("*.py"))
+PAGES = sorted(DOCS.glob("extend_*.py"))
 OTHERS = {"dataclasses", "collections", "os", "equinox", "jax", "matplotlib", "numpy", "optax"}
 
 

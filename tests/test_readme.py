@@ -1,4 +1,4 @@
-"""The README's examples run as printed and print what the README says."""
+"""The examples of the README and of the guides run as printed and print what is said there."""
 
 import re
 import subprocess
@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+TEXTS = {
+    path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+FOUND = {name: re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", text, re.DOTALL) for name, text in TEXTS.items()}
+EXAMPLES = {example: name for name, examples in FOUND.items() for example in examples}
 NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
-@pytest.mark.parametrize(
-    "code, printed", EXAMPLES, ids=["tv", "own problem", "restoration", "statistics", "self-tuning"]
-)
-def test_readme(code, printed):
+@pytest.mark.parametrize(("code", "printed"), EXAMPLES, ids=list(EXAMPLES.values()))
+def test_an_example(code, printed):
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""  # no progress bar off a terminal
@@ -27,4 +29,8 @@ def test_readme(code, printed):
 
 
 def test_every_example_shows_its_output():
-    assert len(EXAMPLES) == (ROOT / "README.md").read_text().count("```python")
+    """The README's, and one at least in each guide that has code."""
+    assert {name: len(found) for name, found in FOUND.items()} == {
+        name: text.count("```python") for name, text in TEXTS.items()
+    }
+    assert len(TEXTS["README"].splitlines()) <= 150 and len(EXAMPLES) >= 6
