@@ -31,6 +31,7 @@ else:
     from ._restoration import Restoration as Restoration
     from .denoiser import Denoiser as Denoiser
     from .denoiser import pretrained as pretrained
+    from .exact_tv import ExactTotalVariation as ExactTotalVariation
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .folds import k_folds as k_folds
     from .lasso import ElasticNet as ElasticNet
