@@ -13,7 +13,7 @@ NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
 @pytest.mark.parametrize(
-    "code, printed", EXAMPLES, ids=["tv", "own problem", "restoration", "statistics", "self-tuning"]
+    "code, printed", EXAMPLES, ids=["tv", "own problem", "restoration", "statistics", "kinks", "self-tuning"]
 )
 def test_readme(code, printed):
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
