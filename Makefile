@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 # RESUME=1: go on with the log.
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
-IMAGING := bsd68
+IMAGING := bsd68 kodak256
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 

@@ -21,7 +21,8 @@ from ._results import RESULTS
 
 class Solved(eqx.Module):
     """What `minimise` returns: `x` with ||x - xhat|| <= `error`, `floor` of which is rounding; `memory` for a solve
-    nearby; `result`, converged where error <= eps; and the cost by kind."""
+    nearby; `result`, converged where error <= eps; the cost by kind; `certificate`: "proven", or "estimated" where the
+    proof rests on an estimate."""
 
     x: Vector
     error: Scalar
@@ -30,6 +31,7 @@ class Solved(eqx.Module):
     result: RESULTS
     lower_gradients: Count
     hessian_products: Count
+    certificate: str = eqx.field(static=True, default="proven")
 
 
 class AbstractNonsmoothProblem(AbstractProblem):

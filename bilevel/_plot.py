@@ -25,7 +25,7 @@ def plot(history: dict[str, np.ndarray], tol: float, axes: Any = None) -> Any:
     cost, norm, most = cost[known], norm[known], (norm + omega)[known]
     below.fill_between(cost, norm, np.where(np.isfinite(most), most, norm), alpha=0.3, linewidth=0)
     below.plot(cost, norm, marker=".")
-    if np.isfinite(tol) and tol > 0:
+    if np.isfinite(tol) and tol > 0 and np.any(np.isfinite(omega)):  # else it is one on values
         below.axhline(tol, color="grey", linestyle=":")
     if np.any(norm > 0):
         below.set_yscale("log")

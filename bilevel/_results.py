@@ -48,8 +48,8 @@ class RESULTS(eqx.Enumeration):
         "be certified. Add a strongly convex term to `lower`; if it has one, give its curvature as `Constants(mu=...)`."
     )
     settled = (
-        "No step that was tried lowers the value by more than the tolerance on values, as their certificates show. The "
-        "lower level has a kink, so no gradient is certified, and nothing is called converged."
+        "No step that was tried and could be judged lowers the value by more than the tolerance on values, as their "
+        "certificates show. The lower level has a kink: no gradient is certified, and nothing is called converged."
     )
     checkpoint_failed = (
         "The checkpoint could not be written (is the disk full?). The last good checkpoint is untouched and the "

@@ -80,7 +80,12 @@ def width(n: int, p: int) -> int:
 def look_cost(n: int, p: int) -> float:
     """A gradient, the Gram matrix of the working set and its eigenvalues, in the multiplications of a gradient."""
     W = width(n, p)
-    return 1 + (n * W**2 + 2 * W**3) / (2 * n * p)
+    return 1 + (2 * W**3 + (n * W**2 if p > W else 0)) / (2 * n * p)
+
+
+def first_cost(n: int, p: int) -> float:
+    """What comes before all that: the Gram matrix, where it is the same for every working set."""
+    return n * p**2 / (2 * n * p) if width(n, p) == p else 0.0
 
 
 def step_cost(n: int, p: int) -> float:
@@ -95,10 +100,12 @@ def dearest(n: int, p: int) -> float:
 
 
 def solve(fold: Fold, x0: Vector, eps: Scalar, most: Scalar) -> Iterate:
-    """x with an error of at most eps, for at most `most` gradients, which is at least `look_cost`."""
+    """x with an error of at most eps, for at most `most` gradients, at least `first_cost` and `look_cost`."""
     n, p = fold.B.shape
     lengths = jnp.sqrt(jnp.sum(fold.B**2, axis=0) + fold.rho)
-    start = look(fold, lengths, x0, jnp.zeros_like(fold.rho), jnp.full_like(fold.rho, jnp.inf), jnp.asarray(0))
+    start = look(
+        fold, lengths, x0, jnp.full_like(fold.rho, first_cost(n, p)), jnp.full_like(fold.rho, jnp.inf), jnp.asarray(0)
+    )
 
     def unfinished(it):
         above = (it.error > eps) & (it.error > 2 * it.floor)
@@ -149,11 +156,13 @@ def look(fold: Fold, lengths: Vector, x: Vector, cost: Scalar, best: Scalar, sin
 
 def least(gram: Float[Array, "W W"], inside: Bool[Array, " W"], count: Int[Array, ""], rho: Scalar) -> Scalar:
     """At least lambda_min(B_S^T B_S) + rho, moved down by its rounding; only rho where S is larger than I."""
-    W = len(gram)
-    top = jnp.trace(gram)
-    masked = jnp.where(inside[:, None] & inside[None], gram, 0) + jnp.diag(jnp.where(inside, 0, top))
-    lowest = jnp.linalg.eigvalsh(masked)[0] - 4 * W * float(jnp.finfo(gram.dtype).eps) * top
-    return rho + jnp.where(count <= W, jnp.maximum(lowest, 0), 0)
+    W, top = len(gram), jnp.trace(gram)
+
+    def lowest():
+        masked = jnp.where(inside[:, None] & inside[None], gram, 0) + jnp.diag(jnp.where(inside, 0, top))
+        return jnp.linalg.eigvalsh(masked)[0] - 4 * W * float(jnp.finfo(gram.dtype).eps) * top
+
+    return rho + jnp.maximum(lax.cond(count <= W, lowest, lambda: jnp.zeros_like(rho)), 0)
 
 
 def descend(fold: Fold, it: Iterate) -> tuple[Float[Array, " W"], Int[Array, ""]]:

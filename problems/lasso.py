@@ -1,153 +1,20 @@
-"""Lasso and elastic net with learned penalties, on one split of the data or on folds.
+"""Lasso and elastic net: which L1 penalty a feature has, and which ridge; see `l1_model` for all else."""
 
-    h(x, theta) = sum_k [ 1/2 sum_i w_ki (x_k^T a_i + b_k - y_i)^2 + sum_j (l_j |x_kj| + rho/2 x_kj^2) ],   l = e^theta
-    g(x)        = 1/K sum_k 1/2 sum_i v_ki (x_k^T a_i + b_k - y_i)^2
-
-w_k weighs the rows that fold k learns from, v_k those it leaves out; both sum to 1 (`linear_model` has more of folds,
-and of the intercept). `l1_fold` solves a fold and certifies it; eps^2 = sum_k eps_k^2.
-
-z. Where no sign changes, (B_S^T B_S + rho) x_S = B_S^T c - l_S sign(x_S) on the support S. With the adjoint
-(B_S^T B_S + rho) q_S = grad_S g that gives z = - grad_theta sum_k <q_k, l sign(x_k) + rho x_k>.
-"""
-
-import abc
-import dataclasses
 import math
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from bilevel import RESULTS, AbstractNonsmoothProblem, Constants, Solved
-from bilevel._nonsmooth import verdict
-
-from . import l1_fold, tables
-from .assemble import assemble
-from .families import Gaussian
-from .linear_model import scored
+from . import tables
+from .l1_model import L1Model
+from .l1_path import best_of_path
 from .penalties import AbstractPenalties
-from .rows import FoldRows
 
-Weights = Float[Array, "*folds features columns"]
-Theta = Float[Array, "..."]
 Scalar = Float[Array, ""]
 
 
-class _L1(AbstractNonsmoothProblem):
-    """What `Lasso` and `ElasticNet` have in common."""
-
-    train: FoldRows
-    valid: FoldRows
-    held: None
-    shift: Float[Array, " features"] | None  # what was taken off the features
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def take(self, A, y, A_valid, y_valid, folds, weights, weights_valid, intercept):
-        """In a constructor: all of these fields; the features."""
-        split, valid = tables.one_split(A_valid, y_valid, folds), None
-        A, y = tables.measured("train", A, y, False)
-        if split:
-            valid = tables.measured("valid", A_valid, y_valid, False)
-            tables.alike(A, valid[0])
-        parts = assemble(Gaussian(), 1, A, y, valid, folds, weights, weights_valid, intercept)
-        for field in dataclasses.fields(parts):
-            setattr(self, field.name, getattr(parts, field.name))
-        return A
-
-    @abc.abstractmethod
-    def penalty(self, theta: Theta) -> tuple[Float[Array, " features"], Scalar]:
-        """l and rho. Raises ValueError if theta has a wrong shape."""
-
-    def lower(self, x: Weights, theta: Theta) -> Scalar:
-        """h(x, theta)."""
-        lam, rho = self.penalty(theta)
-        return self.train.loss(x) + jnp.sum(jnp.abs(x[..., 0]) @ lam) + rho / 2 * jnp.sum(x**2)
-
-    def upper(self, x: Weights, theta: Theta) -> Scalar:
-        """g(x): half the mean squared error of the rows left out, of the folds' mean."""
-        return self.valid.loss(x)
-
-    def guess(self, theta: Theta) -> Weights:
-        """Zeros."""
-        return jnp.zeros(self.shape, self.train.A.dtype)
-
-    def constants(self, theta: Theta) -> Constants:
-        """L_g = max_k of the norm of sum_i v_ki (a_i - m_k) (a_i - m_k)^T / K."""
-        return Constants(L_upper=self.valid.norm, L_upper_theta=0.0, convex_upper=True)
-
-    def coefficients(
-        self, x: Weights
-    ) -> tuple[Float[Array, "*folds features columns"], Float[Array, "*folds columns"]]:
-        """(weights, intercepts): scores of a row a of features are a @ weights + intercepts, for each fold."""
-        return x, scored(self.train, self.shift, x, 0.0)
-
-    @property
-    def largest(self) -> Scalar:
-        """The least number that as l_j for all j leaves no fold any feature: scikit-learn's alpha_max of that fold."""
-        rows, none = (self.train.weights, self.train.means, self.train.base), jnp.zeros(self.shape[-2:-1])
-
-        def top(row):
-            fold = self._fold(*row, none, jnp.zeros_like(self.train.norm))
-            return jnp.max(jnp.abs(fold.B.T @ fold.c))
-
-        return jnp.max(lax.map(top, rows))
-
-    def solve_cost(self, x: Weights) -> int:
-        return math.ceil(l1_fold.look_cost(*self.train.A.shape)) + 1
-
-    def slope_cost(self, x: Weights) -> int:
-        return math.ceil(l1_fold.look_cost(*self.train.A.shape))
-
-    def minimise(self, theta: Theta, x0: Weights, memory: None, eps: Scalar, max_cost: Any) -> Solved:
-        """See `l1_fold`; what a fold spends is counted in the multiplications of its gradient, rounded up."""
-        lam, rho = self.penalty(theta)
-        x, K = x0.reshape(len(self.train.weights), -1), len(self.train.weights)
-        most = jnp.asarray(max_cost, x.dtype) - 1
-
-        def solve(fold):
-            (w, m, b), x = fold
-            it = l1_fold.solve(self._fold(w, m, b, lam, rho), x, eps / K**0.5, most)
-            return it.x, it.error, it.floor, it.cost
-
-        x, errors, floors, costs = lax.map(solve, ((self.train.weights, self.train.means, self.train.base), x))
-        error, floor, cost = (jnp.linalg.norm(errors), jnp.linalg.norm(floors), jnp.ceil(jnp.mean(costs)).astype(int))
-        dearest = l1_fold.dearest(*self.train.A.shape)
-        result = verdict(error, floor, eps, float(jnp.finfo(x.dtype).eps) / 2, jnp.max(costs) + dearest > most)
-        flat = jnp.isinf(error) & (result == RESULTS.lower_stalled)
-        result = RESULTS.where(flat, RESULTS.not_strongly_convex, result)
-        return Solved(x.reshape(self.shape), error, floor, None, result, cost, jnp.zeros_like(cost))
-
-    def slope(self, theta, x, memory, max_cost):
-        lam, rho = self.penalty(theta)
-        g_x = jax.grad(self.upper)(x, theta)
-        K, p = self.train.means.shape
-
-        def adjoint(fold):
-            (w, m, b), x, g = fold
-            index, gram = self._fold(w, m, b, lam, rho).working(jnp.abs(x))
-            active = x[index] != 0
-            q = l1_fold.inverse(gram, rho, active)(jnp.where(active, g[index], 0))
-            return jnp.zeros_like(x).at[index].set(q)
-
-        rows = self.train.weights, self.train.means, self.train.base
-        q = lax.map(adjoint, (rows, x.reshape(K, p), g_x.reshape(K, p))).reshape(self.shape)
-
-        def pull(theta):
-            lam, rho = self.penalty(theta)
-            return -jnp.sum((q * jnp.sign(x))[..., 0] @ lam) - rho * jnp.sum(q * x)
-
-        return jax.grad(pull)(theta), jnp.asarray(self.slope_cost(x))
-
-    def _fold(self, w, m, b, lam, rho) -> l1_fold.Fold:
-        root = jnp.sqrt(w)
-        B, c = root[:, None] * (self.train.A - m[None]), root * (self.train.y[0] - b)
-        return l1_fold.Fold.of(B, c, self.train.norm, lam, rho)
-
-
-class Lasso(_L1):
+class Lasso(L1Model):
     """`Lasso(A, y, A_valid, y_valid)`, or `Lasso(A, y, folds=5)`; theta = the log L1 penalties.
 
     theta () is one for all, (features, 1) one a feature; with `penalties`, integers (features,), one a group, or floats
@@ -182,13 +49,19 @@ class Lasso(_L1):
             raise ValueError(f"ridge must be a number that is not negative, not {ridge!r}")
         self.penalties, self.ridge = tables.shared(penalties, A.shape[1], 1, A.dtype), float(ridge)
 
+    def start(self, points: int = 50, least: float = 1e-3) -> Scalar:
+        """The log of the best one penalty, for all features, of `points` from `largest` down to `least` times that:
+        where to start, since f has several minima."""
+        shares = jnp.linspace(0, math.log(least), points, dtype=self.train.A.dtype)
+        return best_of_path(self, jnp.log(self.largest) + shares)[0]
+
     def penalty(self, theta):
         lam = jnp.exp(self.penalties.log_penalties(theta))
         lam = lam if lam.ndim == 0 else lam[:, 0]
         return jnp.broadcast_to(lam, self.shape[-2:-1]), jnp.asarray(self.ridge, lam.dtype)
 
 
-class ElasticNet(_L1):
+class ElasticNet(L1Model):
     """`ElasticNet(A, y, A_valid, y_valid)`, or `ElasticNet(A, y, folds=5)`; theta (2,): l = e^{theta_0} for every
     feature, rho = e^{theta_1}. In scikit-learn's words alpha = l + rho and l1_ratio = l / (l + rho).
 

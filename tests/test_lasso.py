@@ -239,3 +239,13 @@ def test_a_run_that_was_cut_goes_on(small, tmp_path):
     resumed = bilevel.solve(problem, -1.0, resume=True, **options)
     jax.tree.map(np.testing.assert_array_equal, resumed.theta, whole.theta)
     assert resumed.cost == whole.cost
+
+
+def test_a_start_is_the_best_of_a_path():
+    A, y, *_ = data(8, n=40, p=10)
+    problem = Lasso(A, y, folds=k_folds(40, 4), intercept=True)
+    start = problem.start(points=20)
+    shares = np.log(float(problem.largest)) + np.linspace(0, np.log(1e-3), 20)
+    values = [float(bilevel.hypergradient(problem, theta, eps=1e-6).value) for theta in shares]
+    assert np.isclose(start, shares[np.argmin(values)])
+    assert bilevel.solve(problem, start).value <= min(values) * (1 + 1e-6)

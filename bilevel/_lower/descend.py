@@ -131,7 +131,7 @@ def by_itself(
     none = jnp.full_like(found.error, jnp.nan)
     return LowerSolution(
         found.x, optax.tree.zeros_like(x0), found.error, none, found.result, none, none, found.floor,
-        found.lower_gradients, found.hessian_products, found.memory, Local.unknown(none), "proven",
+        found.lower_gradients, found.hessian_products, found.memory, Local.unknown(none), found.certificate,
     )  # fmt: skip
 
 
