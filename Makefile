@@ -33,7 +33,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order docs docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order docs release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -108,6 +108,14 @@ responses: $(READY)  ## what best responses of the lower level are worth, beside
 
 docs: $(DOCS)  ## build the site, into site/; warnings are errors
 	cd docs && NO_MKDOCS_2_WARNING=1 ../$(BIN)/python -m mkdocs build --strict --quiet
+
+release: $(DOCS) lint test docs  ## build and check wheel and sdist, tag the version; uploads nothing
+	@test -z "$$(git status --porcelain)" || (echo 'uncommitted changes: commit them first' && exit 1)
+	@rm -rf build dist
+	$(INSTALL) '.[release]'
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	git tag "v$$($(BIN)/python -c 'import bilevel; print(bilevel.__version__)')"
 
 docs-examples: $(READY)  ## a direction, an optax step, a search, a solver, an operator, a preconditioner of one's own: docs/, minutes
 	set -e; for page in docs/extend_*.py; do MPLBACKEND=Agg $(BIN)/python $$page; done

@@ -67,6 +67,7 @@ from ._results import RESULTS as RESULTS
 from ._results import Solution as Solution
 from ._solve import iterate as iterate
 from ._solve import solve as solve
+from ._version import __version__ as __version__
 
 
 def __getattr__(name):

@@ -11,7 +11,7 @@ def plot(history: dict[str, np.ndarray], tol: float, axes: Any = None) -> Any:
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
-            raise ImportError("solution.plot() needs matplotlib: pip install 'bilevel[plot]'") from error
+            raise ImportError("solution.plot() needs matplotlib: pip install 'bilevel[plots]'") from error
         _, axes = plt.subplots(2, 1, sharex=True, layout="constrained")
     if np.size(axes) != 2:
         raise ValueError(f"solution.plot(axes) draws into two axes, not {np.size(axes)}: pass plt.subplots(2)[1]")

@@ -129,7 +129,7 @@ class Solution(eqx.Module):
         """The value with its interval, and below it ||z|| with the bound on ||grad f|| and `tol`, against cost.
 
         Draws with matplotlib, into two `axes` of it where they are given, and returns them. Raises ImportError without
-        it: `pip install 'bilevel[plot]'`."""
+        it: `pip install 'bilevel[plots]'`."""
         return plot(self.history, self.tol, axes)
 
     def __repr__(self):

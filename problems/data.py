@@ -196,5 +196,5 @@ def _packaged(package: str, place: str, names: tuple[str, ...]) -> list[Path]:
     """Files inside an installed package, found without importing it."""
     spec = find_spec(package)
     if spec is None:
-        raise ImportError(f'The photographs ship inside {package}, not installed here: pip install "bilevel[data]"')
+        raise ImportError(f'The photographs ship inside {package}, not installed here: pip install "bilevel[images]"')
     return [Path(spec.submodule_search_locations[0], place, name) for name in names]

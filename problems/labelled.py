@@ -87,7 +87,7 @@ def digits(dtype: DTypeLike = np.float64) -> Labelled:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError('The digits ship inside scikit-learn: pip install "bilevel[data]"') from error
+        raise ImportError('The digits ship inside scikit-learn: pip install "bilevel[images]"') from error
     features, labels = load_digits(return_X_y=True)
     return Labelled((features / 16).astype(dtype), labels.astype(np.int32))
 
@@ -175,7 +175,7 @@ def _features(images: UInt8[np.ndarray, "n height width"], size: int, dtype: np.
         try:
             from PIL import Image
         except ImportError as error:
-            raise ImportError('Resizing images needs Pillow: pip install "bilevel[data]"') from error
+            raise ImportError('Resizing images needs Pillow: pip install "bilevel[images]"') from error
         bilinear = Image.Resampling.BILINEAR
         images = np.stack([np.asarray(Image.fromarray(image).resize((size, size), bilinear)) for image in images])
     return images.reshape(len(images), -1).astype(dtype) / dtype.type(255)

@@ -42,7 +42,7 @@ def _read(path: Path, size: int, how: str) -> UInt8[np.ndarray, "{size} {size}"]
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError('Reading images needs Pillow: pip install "bilevel[data]"') from error
+        raise ImportError('Reading images needs Pillow: pip install "bilevel[images]"') from error
     try:
         with Image.open(path) as image:
             image = _grey(ImageOps.exif_transpose(image))  # a camera held upright stores its image turned
