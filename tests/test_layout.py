@@ -21,6 +21,7 @@ LAYERS = [
         "_nonsmooth",
         "_results",
         "_program",
+        "_version",
         "_counts",
         "_inputs",
         "_checkout",
