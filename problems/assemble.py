@@ -10,7 +10,7 @@ from jaxtyping import Array
 from . import tables
 from .families import AbstractFamily, Gaussian, Multinomial, one_hot
 from .folds import masks
-from .rows import FoldRows
+from .rows import AbstractRows, FoldRows, MeanRows
 
 HELD = 1e-6  # the penalty of an intercept's distance from what is best without features
 
@@ -19,18 +19,23 @@ HELD = 1e-6  # the penalty of an intercept's distance from what is best without 
 class Parts:
     """The fields of a `LinearModel`, from data that were checked: see `assemble`."""
 
-    train: FoldRows
-    valid: FoldRows
+    train: AbstractRows
+    valid: AbstractRows
     held: Array | None
     shift: Array | None
     shape: tuple[int, ...]
 
 
 def assemble(
-    family: AbstractFamily, columns: int, A: Array, y: Array, valid: tuple[Array, Array] | None, folds: Any,
-    weights: Any, weights_valid: Any, intercept: bool,
+    family: AbstractFamily, columns: int, train: tuple[Array, Any], valid: tuple[Array, Any], folds: Any, weights: Any,
+    weights_valid: Any, intercept: bool,
 ) -> Parts:  # fmt: skip
-    """Rows with their weights, and the intercept's part in them. ValueError for folds and weights that do not fit."""
+    """Rows with their weights, and the intercept's part in them; with folds `valid` is `train`. ValueError for folds
+    and weights that do not fit."""
+    named = isinstance(family, Multinomial)
+    (A, y), valid = ((a, jnp.asarray(t, jnp.int32 if named else a.dtype)) for a, t in (train, valid))
+    if named and folds is None and weights is None and weights_valid is None and not intercept:
+        return Parts(MeanRows(A, y), MeanRows(*valid), None, None, (A.shape[1], columns))
     n, p, dtype = *A.shape, A.dtype
     weights = tables.weighed("weights", weights, n)
     if folds is None:
@@ -38,16 +43,15 @@ def assemble(
     else:
         if weights_valid is not None:
             raise ValueError("weights_valid goes with validation data: with folds, weights are those of all rows")
-        chosen = masks(folds, n, np.asarray(y) if isinstance(family, Multinomial) else None)
+        chosen = masks(folds, n, np.asarray(y) if named else None)
         w, v = (weights * rows for rows in chosen)
-        valid = A, y
     for what, rows in (("learns from", w), ("leaves out", v)):
         if not rows.sum(axis=1).all():
             raise ValueError(f"fold {int(np.argmin(rows.sum(axis=1)))} {what} rows of weight zero alone")
     w, v = w / w.sum(axis=1, keepdims=True), v / v.sum(axis=1, keepdims=True) / len(v)
-    hot = np.asarray(one_hot(y, columns, dtype) if isinstance(family, Multinomial) else y, np.float64)
+    hot = np.asarray(one_hot(y, columns, dtype) if named else y, np.float64)
     targets = w @ hot.T  # (folds, columns)
-    if isinstance(family, Multinomial) and not (targets > 0).all():
+    if named and not (targets > 0).all():
         fold, label = np.argwhere(targets <= 0)[0]
         raise ValueError(
             f"fold {fold} learns from no row of class {label}: take fewer folds, or k_folds(n, folds, labels=y)"

@@ -15,8 +15,10 @@ b_k = base_k + d_k - abar_k^T x_k, base_k the best where x = 0, and d_k, which t
 `assemble.HELD`, which is not learnt: a last row of x.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,8 +26,9 @@ from jaxtyping import Array, Float
 
 from bilevel import AbstractProblem, Bounds, Constants
 
-from .assemble import Parts
-from .families import Multinomial
+from . import tables
+from .assemble import assemble
+from .families import AbstractFamily, Multinomial
 from .penalties import AbstractPenalties
 from .rows import AbstractRows
 
@@ -35,8 +38,9 @@ Scalar = Float[Array, ""]
 
 
 class LinearModel(AbstractProblem):
-    """What `LinearRegression`, `LogisticRegression` and `PoissonRegression` have in common."""
+    """What `LinearRegression`, `LogisticRegression`, `BinomialRegression` and `PoissonRegression` have in common."""
 
+    family: ClassVar[AbstractFamily]
     train: AbstractRows
     valid: AbstractRows
     penalties: AbstractPenalties
@@ -44,10 +48,40 @@ class LinearModel(AbstractProblem):
     shift: Float[Array, " features"] | None  # what was taken off the features
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def take(self, parts: Parts) -> None:
-        """In a constructor: all fields but the penalties."""
+    def __init__(
+        self,
+        A: Any,
+        y: Any,
+        A_valid: Any = None,
+        y_valid: Any = None,
+        *,
+        folds: Any = None,
+        weights: Any = None,
+        weights_valid: Any = None,
+        intercept: bool = False,
+        penalties: Any = None,
+    ):
+        split = tables.one_split(A_valid, y_valid, folds)
+        A, y = self._table("train", A, y)
+        valid = self._table("valid", A_valid, y_valid) if split else (A, y)
+        tables.alike(A, valid[0])
+        columns = self._columns(y, valid[1])
+        self.penalties = tables.shared(penalties, A.shape[1], columns, A.dtype)
+        parts = assemble(self.family, columns, (A, y), valid, folds, weights, weights_valid, intercept)
         for field in dataclasses.fields(parts):
             setattr(self, field.name, getattr(parts, field.name))
+
+    @staticmethod
+    @abc.abstractmethod
+    def _table(name, A, y):
+        """Features and targets that were looked at; see `tables`."""
+
+    @staticmethod
+    def _columns(y, y_valid):
+        """How many columns of scores these targets need: one each, (targets, n)."""
+        if len(y_valid) != len(y):
+            raise ValueError(f"train has {len(y)} targets a row, valid {len(y_valid)}: they must be the same")
+        return len(y)
 
     def lower(self, x: Weights, theta: Theta) -> Scalar:
         """h(x, theta). Raises ValueError if theta has a wrong shape."""
@@ -78,7 +112,7 @@ class LinearModel(AbstractProblem):
         penalty = self._penalty(theta)
         mu = jnp.min(penalty)
         W, columns = penalty / mu, self.shape[-1]
-        family, L_upper, L_hessian = self.train.family, None, None
+        family, L_upper, L_hessian = self.family, None, None
         if family.smooth is not None:
             L_upper = family.smooth * self.valid.weighted(W, columns)
         if family.bend is not None:
@@ -104,7 +138,7 @@ class LinearModel(AbstractProblem):
         mu = jnp.min(penalty)
         W, columns = penalty / mu, self.shape[-1]
         L_upper = None
-        if self.train.family.smooth is None:
+        if self.family.smooth is None:
             L_upper = _times(self.valid.smooth(x, radius), self.valid.weighted(W, columns))
         return Bounds(
             J=self.penalties.cross_norm(theta, self._learnt(x), mu),
@@ -120,7 +154,7 @@ class LinearModel(AbstractProblem):
         does not depend on x, nor on the fold."""
         penalty = self._penalty(theta)
         inverse = self.train.inverse(penalty, self.shape[-1])
-        if not isinstance(self.train.family, Multinomial):
+        if not isinstance(self.family, Multinomial):
             return inverse
         shared = jnp.sum(self._spread(penalty), axis=-1, keepdims=True)
         return lambda r: inverse(r) + jnp.sum(r, axis=-1, keepdims=True) / shared

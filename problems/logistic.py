@@ -7,18 +7,13 @@ theta's shape says what is shared: () one penalty in all, (1, classes) one per c
 (features, classes) one per weight. Section 4.4 of arXiv 2308.10098.
 """
 
-from typing import Any
-
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from . import tables
-from .assemble import assemble
 from .families import Multinomial
 from .inputs import classes
 from .linear_model import LinearModel
-from .rows import MeanRows
 
 
 class LogisticRegression(LinearModel):
@@ -41,37 +36,13 @@ class LogisticRegression(LinearModel):
     Raises ValueError for shapes, labels, folds and values that do not fit, TypeError for dtypes and sparse features.
     """
 
-    classes: int = eqx.field(static=True)
+    family = Multinomial()
+    _table = staticmethod(tables.labelled)
+    _columns = staticmethod(classes)
 
-    def __init__(
-        self,
-        A: Any,
-        y: Any,
-        A_valid: Any = None,
-        y_valid: Any = None,
-        *,
-        folds: Any = None,
-        weights: Any = None,
-        weights_valid: Any = None,
-        intercept: bool = False,
-        penalties: Any = None,
-    ):
-        split = tables.one_split(A_valid, y_valid, folds)
-        A, y = tables.labelled("train", A, y)
-        valid = None
-        if split:
-            valid = tables.labelled("valid", A_valid, y_valid)
-            tables.alike(A, valid[0])
-        self.classes = classes(y, valid[1] if split else y)
-        y = jnp.asarray(y, jnp.int32)
-        if split:
-            valid = valid[0], jnp.asarray(valid[1], jnp.int32)
-        self.penalties = tables.shared(penalties, A.shape[1], self.classes, A.dtype)
-        if split and weights is None and weights_valid is None and not intercept:
-            self.train, self.valid = MeanRows(A, y), MeanRows(*valid)
-            self.held, self.shift, self.shape = None, None, (A.shape[1], self.classes)
-            return
-        self.take(assemble(Multinomial(), self.classes, A, y, valid, folds, weights, weights_valid, intercept))
+    @property
+    def classes(self) -> int:
+        return self.shape[-1]
 
     @property
     def A(self) -> Float[Array, "n features"]:

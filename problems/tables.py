@@ -27,19 +27,19 @@ def labelled(name: str, features: Any, labels: Any) -> tuple[Array, Array | np.n
     return _values(name, features), labels
 
 
-def measured(name: str, features: Any, targets: Any, columns: bool) -> tuple[Array, Array]:
-    """Features, and targets as (targets, n) of the same dtype; `columns`: whether there may be several."""
+def measured(name: str, features: Any, targets: Any, several: bool = False) -> tuple[Array, Array]:
+    """Features, and targets as (targets, n) of the same dtype; `several`: whether there may be."""
     features, targets = dense(f"{name} features", features), dense(f"{name} targets", targets)
     real(f"{name} features", features)
     real(f"{name} targets", targets)
     _table(name, features)
     if targets.dtype != features.dtype:
         raise TypeError(f"{name} features are {features.dtype}, targets {targets.dtype}: use one dtype")
-    if targets.shape[:1] != features.shape[:1] or targets.ndim > 1 + columns or 0 in targets.shape:
-        several = f", or ({features.shape[0]}, targets)" if columns else ""
+    if targets.shape[:1] != features.shape[:1] or targets.ndim > 1 + several or 0 in targets.shape:
+        more = f", or ({features.shape[0]}, targets)" if several else ""
         raise ValueError(
             f"{name} has {features.shape[0]} rows of features, but targets of shape {targets.shape}: pass "
-            f"({features.shape[0]},){several}"
+            f"({features.shape[0]},){more}"
         )
     if not finite(targets):
         raise ValueError(f"{name} targets hold NaN or infinite values: remove or replace them first")
