@@ -8,11 +8,13 @@ are one, in x (K, features, columns); its Hessian has a block for each. So mu, L
 the extremes of the folds', and J's columns, of which each has a part in every fold, have the norm of all parts
 together. With validation rows of their own K is 1, and x (features, columns).
 
-Intercept. Gaussian: the best b_k = ybar_k - abar_k^T x_k, means over the rows that fold k learns from; put in, it
-leaves (a_i - abar_k) and (y_i - ybar_k) in place of a_i and y_i. The other families have no such formula, and with a
-free intercept no mu: the curvature along it vanishes where all rows are fitted well. There
-b_k = base_k + d_k - abar_k^T x_k, base_k the best where x = 0, and d_k, which then is small, has a penalty of its own,
-`assemble.HELD`, which is not learnt: a last row of x.
+What is not penalised. Gaussian: the columns u_i, an intercept's ones among them, are eliminated (`fixed`): their best
+weights, put in, leave a_i - M_k^T u_i and y_i - b_k^T u_i in place of a_i and y_i. The other families have no such
+formula, and with a free intercept no mu: the curvature along it vanishes where all rows are fitted well. There it is
+base_k + d_k - abar_k^T x_k, abar_k the mean over the rows that fold k learns from, base_k the best where x = 0, and
+d_k, which then is small, has a penalty of its own, `assemble.HELD`, which is not learnt: a last row of x.
+
+Offsets o_i are added to the scores; gaussian: taken from the targets.
 """
 
 import abc
@@ -22,12 +24,12 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
 
 from . import tables
-from .assemble import assemble
+from .assemble import Table, assemble
 from .families import AbstractFamily, Multinomial
 from .penalties import AbstractPenalties
 from .rows import AbstractRows
@@ -45,7 +47,10 @@ class LinearModel(AbstractProblem):
     valid: AbstractRows
     penalties: AbstractPenalties
     held: Float[Array, "1 1"] | None  # the penalty of an intercept that is held
-    shift: Float[Array, " features"] | None  # what was taken off the features
+    shift: Float[Array, "fixed features"] | None  # what was taken off the features, in columns U
+    mix: Float[Array, "fixed fixed"] | None  # that are the given ones times this
+    order: Int[Array, " all"] | None  # where each given feature is: first what is penalised, then what is not
+    intercept: bool = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -58,18 +63,34 @@ class LinearModel(AbstractProblem):
         folds: Any = None,
         weights: Any = None,
         weights_valid: Any = None,
+        offset: Any = None,
+        offset_valid: Any = None,
         intercept: bool = False,
+        penalised: Any = None,
         penalties: Any = None,
     ):
         split = tables.one_split(A_valid, y_valid, folds)
+        if not split and not (weights_valid is None and offset_valid is None):
+            raise ValueError(
+                "weights_valid and offset_valid go with validation data: with folds, weights and offset are those of "
+                "all rows"
+            )
         A, y = self._table("train", A, y)
-        valid = self._table("valid", A_valid, y_valid) if split else (A, y)
-        tables.alike(A, valid[0])
-        columns = self._columns(y, valid[1])
-        self.penalties = tables.shared(penalties, A.shape[1], columns, A.dtype)
-        parts = assemble(self.family, columns, (A, y), valid, folds, weights, weights_valid, intercept)
+        A_valid, y_valid = self._table("valid", A_valid, y_valid) if split else (A, y)
+        tables.alike(A, A_valid)
+        columns = self._columns(y, y_valid)
+        dtype = jnp.int32 if isinstance(self.family, Multinomial) else A.dtype
+        chosen = tables.chosen(penalised, A.shape[1])
+        p = A.shape[1] if chosen is None else int(chosen.sum())
+        self.penalties = tables.shared(penalties, p, columns, A.dtype)
+        train = Table(A, jnp.asarray(y, dtype), weights, offset)
+        valid = Table(A_valid, jnp.asarray(y_valid, dtype), weights_valid, offset_valid) if split else None
+        parts = assemble(self.family, columns, train, valid, folds, intercept, chosen)
         for field in dataclasses.fields(parts):
             setattr(self, field.name, getattr(parts, field.name))
+        self.intercept, self.order = intercept, None if chosen is None else jnp.asarray(tables.back(chosen))
+        shape = (p + (self.held is not None), columns)
+        self.shape = shape if split else (len(self.train.weights), *shape)
 
     @staticmethod
     @abc.abstractmethod
@@ -159,20 +180,22 @@ class LinearModel(AbstractProblem):
         shared = jnp.sum(self._spread(penalty), axis=-1, keepdims=True)
         return lambda r: inverse(r) + jnp.sum(r, axis=-1, keepdims=True) / shared
 
-    def coefficients(self, x: Weights) -> tuple[Float[Array, "*folds learnt columns"], Float[Array, "*folds columns"]]:
-        """(weights, intercepts): scores of a row a of features are a @ weights + intercepts, for each fold."""
+    def coefficients(self, x: Weights) -> tuple[Float[Array, "*folds all columns"], Float[Array, "*folds columns"]]:
+        """(weights, intercepts): scores of a row a of features, those included that are not penalised, are
+        a @ weights + intercepts, for each fold; offsets come on top."""
         weights = self._learnt(x)
-        if self.shift is None:
+        if self.mix is None:
             return weights, jnp.zeros_like(weights[..., 0, :])
-        p = self.shift.size
-        means, base = (v if x.ndim == 3 else v[0] for v in (self.train.means[:, :p], self.train.base))
-        held = jnp.sum(x[..., p:, :], axis=-2)
-        return weights, base + held - jnp.einsum(
-            "...p,...pc->...c",
-            self.shift[None] + means if x.ndim == 3 else self.shift + means,
-            weights,
-            precision="highest",
-        )
+        p = self.shift.shape[1]
+        means, base = (v if x.ndim == 3 else v[0] for v in (self.train.means[..., :p], self.train.base))
+        moved = jnp.einsum("...up,...pc->...uc", jnp.broadcast_to(self.shift, means.shape) + means, weights,
+                           precision="highest")  # fmt: skip
+        held = x[..., p:, :] if self.held is not None else jnp.zeros_like(base)
+        given = jnp.einsum("uv,...vc->...uc", self.mix, base + held - moved, precision="highest")
+        first = int(self.intercept)
+        if self.order is not None:
+            weights = jnp.concatenate([weights, given[..., first:, :]], axis=-2)[..., self.order, :]
+        return weights, given[..., 0, :] if self.intercept else jnp.zeros_like(weights[..., 0, :])
 
     def _learnt(self, x):
         """Without the row of an intercept."""

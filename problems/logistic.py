@@ -14,6 +14,7 @@ from . import tables
 from .families import Multinomial
 from .inputs import classes
 from .linear_model import LinearModel
+from .sparse import Features
 
 
 class LogisticRegression(LinearModel):
@@ -26,8 +27,10 @@ class LogisticRegression(LinearModel):
 
     - `folds`: in place of validation data, which rows each fold leaves out; a number of folds (stratified, shuffled by
       a fixed seed), or what `folds.masks` takes. h is then the sum over the folds, g the mean of their losses on the
-      rows left out. - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those
+      rows left out.
+    - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those
       of the rows left out, too.
+    - `offset` (n, classes), `offset_valid`: added to the scores.
     - `intercept`: one more row of W, not learnt to be penalised: it is held by 1e-6/2 d^2, d how far it is from what it
       is best without features (see `linear_model`). Without it, append a column of ones, penalised like any feature.
     - `penalties`: groups of features (features,), numbered from 0, theta (groups,); or a matrix B (features, d), theta
@@ -45,7 +48,7 @@ class LogisticRegression(LinearModel):
         return self.shape[-1]
 
     @property
-    def A(self) -> Float[Array, "n features"]:
+    def A(self) -> Features:
         return self.train.A
 
     @property
@@ -53,7 +56,7 @@ class LogisticRegression(LinearModel):
         return self.train.y
 
     @property
-    def A_valid(self) -> Float[Array, "n_valid features"]:
+    def A_valid(self) -> Features:
         return self.valid.A
 
     @property

@@ -15,7 +15,9 @@ class LinearRegression(LinearModel):
     (features, targets). The weights w sum to 1, so scikit-learn's alpha is e^theta times the sum of the rows' weights.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
-    `intercept`: not penalised; eliminated, which centres features and targets with each fold's weights.
+    `intercept`: not penalised; eliminated, which centres features and targets with each fold's weights. `penalised`
+    (features,): False for other columns that are not; they are eliminated too, and neither in x nor in theta nor in
+    `penalties`, but in `coefficients(x)`. `offset` (n,) or (n, targets), `offset_valid`: taken from the targets.
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
     """
@@ -59,7 +61,8 @@ class PoissonRegression(LinearModel):
     A certificate is infinite until ||x - xhat|| is known to be small.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
-    `intercept`: held by 1e-6/2 d^2, d how far it is from the logarithm of the mean count (see `linear_model`).
+    `offset` (n,), `offset_valid`: added to s, as the logarithm of an exposure. `intercept`: held by 1e-6/2 d^2, d how
+    far it is from what is best without features, the logarithm of the mean count (see `linear_model`).
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
     """
