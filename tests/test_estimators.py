@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as PlainLogistic
@@ -146,6 +147,26 @@ def test_composition_with_scikit_learn():
     weighted = estimators.Ridge(cv=folds).fit(X, Y[:, 0], weights)
     plain = PlainRidge(float(weighted.penalties_)).fit(X, Y[:, 0], weights)
     np.testing.assert_allclose(weighted.coef_, plain.coef_, rtol=1e-7)
+
+
+def test_sparse_features_and_class_weights():
+    """What dense features give, to 1e-6; class weights are sample weights."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 6)) * (rng.random((40, 6)) < 0.5)
+    y = np.array(["no", "yes"])[(X[:, 0] + X[:, 1] + rng.standard_normal(40) / 2 > 0.5).astype(int)]
+    dense, sparse = (
+        estimators.LogisticRegression(cv=StratifiedKFold(3), class_weight="balanced", tol=1e-6).fit(kind(X), y)
+        for kind in (np.asarray, scipy.sparse.csc_array)
+    )
+    np.testing.assert_allclose(sparse.penalties_, dense.penalties_, rtol=1e-3)
+    np.testing.assert_allclose(sparse.predict_proba(scipy.sparse.csr_array(X)), dense.predict_proba(X), atol=1e-4)
+    assert sparse.solution_.certified and sparse.solution_.converged
+    plain = PlainLogistic(C=1 / float(dense.penalties_), class_weight="balanced", tol=1e-10, max_iter=1000).fit(X, y)
+    np.testing.assert_allclose(dense.coef_, plain.coef_, rtol=1e-5)
+    weights = np.where(y == "no", 3.0, 1.0)
+    told = estimators.LogisticRegression(cv=StratifiedKFold(3), class_weight={"no": 3.0, "yes": 1.0}).fit(X, y)
+    given = estimators.LogisticRegression(cv=StratifiedKFold(3)).fit(X, y, sample_weight=weights)
+    np.testing.assert_array_equal(told.coef_, given.coef_)
 
 
 IN_FLOAT32 = """

@@ -49,7 +49,7 @@ class LinearEstimator(BaseEstimator):
         ]
         splits = [(rows[weights[rows] > 0], left[weights[left] > 0]) for rows, left in splits]
         splits = [(rows, left) for rows, left in splits if len(left)]
-        table = Table(np.asarray(X, np.float64), y, weights, splits)
+        table = Table(X, y, weights, splits)
         with jax.enable_x64(True):
             learnt = learn(make, table, sharing, float(self.tol), int(self.max_steps), self._rescale)
         self.solution_, self.n_iter_ = learnt.solution, learnt.solution.steps
@@ -75,10 +75,11 @@ class LinearEstimator(BaseEstimator):
 
     def _scores(self, X):
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        X = validate_data(self, X, reset=False, dtype=np.float64, accept_sparse="csr")
         return X @ self.coef_.T + self.intercept_
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
+        tags.input_tags.sparse = True
         return tags

@@ -87,9 +87,7 @@ def _shape(sharing, problem, groups):
 def _range(problem, p):
     """The least and the largest log penalty worth a look, by the features' mean squares in the last step's units."""
     rows = problem.train
-    w = np.mean(np.asarray(rows.weights), axis=0)
-    centred = np.asarray(rows.A)[:, :p] - np.mean(np.asarray(rows.means), axis=0)[:p]
-    squares = w @ centred**2
+    squares = np.asarray(rows.mean_squares())[:p]
     squares = squares[squares > 1e-12 * squares.max()]
     curvature, top = float(rows.curvature), float(rows.norm)
     if not len(squares):  # constant features
