@@ -8,11 +8,12 @@ LINT := .venv/.lint
 CONSTRAINTS ?= --constraint constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 
-# One module each, in experiments/paper, peers, imaging and networks. SMOKE=1: small, on packaged data, to see that they run.
+# One module each, in experiments/paper, peers, imaging, statistics and networks. SMOKE=1: small, on packaged data, to see that they run.
 # RESUME=1: go on with the log.
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68
+STATISTICS := penalties
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
@@ -32,7 +33,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS) imaging clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS) imaging statistics clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -90,6 +91,8 @@ reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minut
 
 imaging: $(IMAGING)  ## learnt denoisers on BSD68, twenty minutes; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
+statistics: $(STATISTICS)  ## what many penalties are worth on six tables, an hour; SMOKE=1: in two minutes
+
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 
 front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
@@ -107,6 +110,9 @@ $(IMAGING): FOLDER := imaging
 $(NETWORKS): FOLDER := networks
 $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
+
+$(STATISTICS): $(READY)
+	$(BIN)/python -m experiments.statistics.$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
 	rm -rf .venv .pytest_cache .ruff_cache .jax_cache .types build dist *.egg-info experiments/demo experiments/smoke

@@ -14,7 +14,15 @@ from sklearn.linear_model import LogisticRegression as PlainLogistic
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
 from sklearn.linear_model import PoissonRegressor as PlainPoisson
 from sklearn.linear_model import Ridge as PlainRidge
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit, StratifiedKFold, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    LeaveOneOut,
+    ShuffleSplit,
+    StratifiedKFold,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -41,12 +49,22 @@ def scaled(load):
     return StandardScaler().fit_transform(X), y
 
 
+def golub():
+    """Activity of 3 051 genes of 38 people, from the folder that BILEVEL_DATA names."""
+    path = Path(os.environ.get("BILEVEL_DATA", ""), "golub", "golub.npz")
+    if not path.is_file():
+        pytest.skip("golub/golub.npz is not in BILEVEL_DATA")
+    with np.load(path) as file:
+        return StandardScaler().fit_transform(file["features"]), file["labels"]
+
+
 RIDGE = {
     "diabetes": diabetes,
     "cancer": lambda: scaled(load_breast_cancer),
     "wine": lambda: scaled(load_wine),
     "iris": lambda: scaled(load_iris),
     "digits": lambda: (load_digits().data[:600] / 16, load_digits().target[:600].astype(float)),
+    "golub": lambda: (golub()[0], golub()[1].astype(float)),
 }
 
 
@@ -73,6 +91,7 @@ LOGISTIC = {
     "wine": lambda: scaled(load_wine),
     "cancer": lambda: scaled(load_breast_cancer),
     "digits": lambda: (load_digits().data[:600] / 16, load_digits().target[:600]),
+    "golub": lambda: golub(),
 }
 
 
@@ -93,6 +112,15 @@ def test_one_penalty_is_that_of_logistic_regression_cv(name):
     assert abs(np.log10(model.penalties_ * peer.C_)) <= 0.25 * (1 + 1e-9)
     np.testing.assert_allclose(model.coef_, plain.coef_, rtol=0, atol=1e-6 * np.max(np.abs(plain.coef_)))
     np.testing.assert_allclose(model.predict_proba(X), plain.predict_proba(X), rtol=0, atol=1e-6)
+
+
+@pytest.mark.full
+def test_leave_one_out():
+    """RidgeCV's own formula for it, on a grid of 20 a decade."""
+    X, y = (part[:50] for part in diabetes())
+    model = estimators.Ridge(cv=LeaveOneOut()).fit(X, y)
+    peer = RidgeCV(np.logspace(-5, 3, 161)).fit(X, y)
+    assert abs(np.log10(model.penalties_ / peer.alpha_)) <= 0.05 * (1 + 1e-9)
 
 
 @pytest.mark.full
