@@ -15,6 +15,8 @@ from ._lower.precision import SingleProducts as SingleProducts
 from ._lower.solver import AbstractLowerSolver as AbstractLowerSolver
 from ._lower.solver import Iterate as Iterate
 from ._lower.solver import LowerLevel as LowerLevel
+from ._nonsmooth import AbstractNonsmoothProblem as AbstractNonsmoothProblem
+from ._nonsmooth import Solved as Solved
 from ._objective import objective as objective
 from ._outer.accuracy import AbstractAccuracy as AbstractAccuracy
 from ._outer.accuracy import Adaptive as Adaptive
@@ -26,6 +28,7 @@ from ._outer.bfgs import QuasiNewton as QuasiNewton
 from ._outer.direction import AbstractDirection as AbstractDirection
 from ._outer.direction import Heading as Heading
 from ._outer.direction import Steepest as Steepest
+from ._outer.estimated import Estimated as Estimated
 from ._outer.gradient import Adjoint as Adjoint
 from ._outer.method import AbstractMethod as AbstractMethod
 from ._outer.named import fixed_accuracy as fixed_accuracy
@@ -33,6 +36,7 @@ from ._outer.named import hoag as hoag
 from ._outer.named import maid as maid
 from ._outer.named import quasi_newton as quasi_newton
 from ._outer.named import self_tuning as self_tuning
+from ._outer.named import value_descent as value_descent
 from ._outer.optimiser import Optax as Optax
 from ._outer.predict import AbstractPredictor as AbstractPredictor
 from ._outer.predict import Previous as Previous
@@ -53,6 +57,8 @@ from ._outer.search import Judgement as Judgement
 from ._outer.search import Verdict as Verdict
 from ._outer.slope_test import SlopeTest as SlopeTest
 from ._outer.step import Method as Method
+from ._outer.value_test import ValueTest as ValueTest
+from ._outer.valued import Valued as Valued
 from ._problem import AbstractProblem as AbstractProblem
 from ._problem import Bounds as Bounds
 from ._problem import Constants as Constants

@@ -18,6 +18,7 @@ from ._inputs import positive, prepare, same_shapes
 from ._lower.descend import LowerSolution, descend, overhead
 from ._lower.nesterov import Nesterov
 from ._lower.solver import AbstractLowerSolver
+from ._nonsmooth import AbstractNonsmoothProblem
 from ._outer.method import ROUNDED
 from ._outer.programs import UNLIMITED, Meter, differentiate, overheads
 from ._problem import AbstractProblem
@@ -74,12 +75,16 @@ def hypergradient(
     `eps` is in the units of x, ||x - xhat|| <= eps; `delta` in those of grad_x g, ||H q - grad_x g|| <= delta. What is
     reported is often far smaller: bounds are sharpened by H(x) itself where x has at most 128 numbers, or 2000 if that
     costs no more than the solve did. `max_cost`: in gradients and products, never exceeded. `x0`, `q0`: warm starts,
-    such as `.x` and `.q` of a nearby one. Raises ValueError or TypeError for inputs as `solve` does.
+    such as `.x` and `.q` of a nearby one. Where the lower level has a kink, values are certified as ever, and z is the
+    derivative on the active set: estimated, its error unknown and given as infinite. Raises ValueError or
+    TypeError for inputs as `solve` does.
     """
     positive(eps=eps, delta=delta)
     problem, theta, x0 = prepare(problem, theta, x0)
     if q0 is not None:
         same_shapes(q0, x0, "q0", "x")
+    if isinstance(problem, AbstractNonsmoothProblem):
+        return _on_active_set(problem, theta, x0, eps, max_cost)
     q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
     known = overheads(problem, x0, theta)
     pays(max_cost, known.solve + known.certificate + 1)
@@ -109,6 +114,19 @@ def hypergradient(
     return HypergradientSolution(
         point.value, point.value_error, out.gradient, out.error, point.lower.x, point.lower.error, out.q, out.delta,
         RESULTS.where(broken, RESULTS.non_finite, result), meter.counts, weakest(out.certificate, point.certificate),
+    )  # fmt: skip
+
+
+def _on_active_set(problem, theta, x0, eps, max_cost):
+    """A certified value and a z of unknown error; there is no q."""
+    known = overheads(problem, x0, theta)
+    pays(max_cost, known.solve + known.certificate)
+    meter = Meter(problem, None, max_cost)
+    point = meter.solve(theta, x0, eps, meter.left - known.certificate)
+    z, inf = meter.slope(theta, point), jnp.full_like(point.value, jnp.inf)
+    return HypergradientSolution(
+        point.value, point.value_error, z, inf, point.lower.x, point.lower.error, optax.tree.zeros_like(x0), inf,
+        point.lower.result, meter.counts, "estimated",
     )  # fmt: skip
 
 

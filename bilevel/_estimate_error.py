@@ -24,6 +24,7 @@ from ._linalg.norms import dual_norm, norm
 from ._linalg.rounding import unit_roundoff
 from ._linalg.vectors import Scalar, Vector
 from ._lower.solver import preconditioner
+from ._nonsmooth import refuse_kinks
 from ._problem import AbstractProblem, hessian_product, lower_gradient
 from ._program import program
 from ._results import RESULTS
@@ -58,6 +59,7 @@ def estimate_error(problem: AbstractProblem, theta: PyTree, solution: Hypergradi
     """
     if not isinstance(solution, HypergradientSolution):
         raise TypeError(f"pass what bilevel.hypergradient(problem, theta, ...) returned, not {type(solution).__name__}")
+    refuse_kinks(problem, "bilevel.estimate_error differentiates twice")
     guesses = type(problem).guess is not AbstractProblem.guess  # then it knows the shape of x, else the solution does
     problem, theta, x = prepare(problem, theta, None if guesses else solution.x)
     same_shapes(solution.x, x, "solution.x", "the problem's x")

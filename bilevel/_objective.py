@@ -20,6 +20,7 @@ from ._lower.descend import descend
 from ._lower.nesterov import Nesterov
 from ._lower.settle import ROUNDS
 from ._lower.solver import AbstractLowerSolver
+from ._nonsmooth import refuse_kinks
 from ._outer.method import ROUNDED
 from ._outer.programs import UNLIMITED
 from ._problem import AbstractProblem
@@ -59,6 +60,7 @@ def objective(
     delta = eps if delta is None else delta
     if not isinstance(problem, AbstractProblem):
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
+    refuse_kinks(problem, "bilevel.objective has a derivative")
     name, dtype = type(problem).__name__, inputs._data_dtype(problem, None)
 
     def field(leaf):  # what is traced has no values to check

@@ -47,6 +47,10 @@ class RESULTS(eqx.Enumeration):
         "The lower level was measured not to curve upwards in some direction, so it singles out no x, and nothing can "
         "be certified. Add a strongly convex term to `lower`; if it has one, give its curvature as `Constants(mu=...)`."
     )
+    settled = (
+        "No step that was tried lowers the value by more than the tolerance on values, as their certificates show. The "
+        "lower level has a kink, so no gradient is certified, and nothing is called converged."
+    )
     checkpoint_failed = (
         "The checkpoint could not be written (is the disk full?). The last good checkpoint is untouched and the "
         "solution so far is returned; free some space and resume."
@@ -78,7 +82,8 @@ class Solution(eqx.Module):
     - `gradient_norm`, `gradient_error`: ||z|| (with a box on theta: ||P(theta - z) - theta||) and omega, the bound on
       ||z - grad f||. `nan` and `inf` where the run ended before the gradient at the last accepted point was known.
     - `certified`: every bound rests on constants that are proven or vouched for, none on an estimate.
-    - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met; `tol`: which (nan: none yet).
+    - `result`, `converged`: a member of `RESULTS`, and whether the tolerance was met; `tol`: which (nan: none yet), on
+      the gradient, or on values where the lower level has a kink.
     - `history`: 1-D NumPy arrays by name; entry k describes theta_k at the cost at which it became known.
     - `thetas`: every theta_k, NumPy arrays of theta's structure with a leading axis, entry k beside history's entry k;
       None where that would be more than 1e7 numbers.

@@ -155,6 +155,8 @@ def detail(result: RESULTS, info: Info, tol: float, by_default: bool) -> str:
             f", and the decrease that its curvatures leave, {info.decrease:.1e}, within a thousandth of the value"
         )  # fmt: skip
         return f"The gradient's norm is at most {most:.1e}, within {tol:.1e}{source}{promised}."
+    if result == RESULTS.settled:
+        return f"The value is known to within {info.value_error:.1e}, and the tolerance is {tol:.1e}."
     if result == RESULTS.accuracy_floor and math.isfinite(most):
         return f"theta is stationary to within {most:.1e}."
     return ""

@@ -16,7 +16,7 @@ from ._bar import bar, shown
 from ._inputs import make_box, prepare
 from ._interrupt import Interrupt
 from ._outer.method import AbstractMethod, Info, State
-from ._outer.named import quasi_newton
+from ._outer.named import default
 from ._outer.programs import overheads
 from ._problem import AbstractProblem
 from ._results import Solution
@@ -82,8 +82,8 @@ def solve(
     **Arguments**
 
     - `problem`: an `AbstractProblem`; `theta0`: a pytree of floats, cast to the dtype of the problem's data.
-    - `method`: `quasi_newton()` (the default), `maid()`, `hoag(...)`, `fixed_accuracy(...)`, `self_tuning()`, or one of
-      your own, an `AbstractMethod`.
+    - `method`: `quasi_newton()` (the default; where the lower level has a kink, `value_descent()`), `maid()`,
+      `hoag(...)`, `fixed_accuracy(...)`, `self_tuning()`, or one of your own, an `AbstractMethod`.
     - `tol`: stop when ||z|| + omega <= tol, a bound on ||grad f|| (with bounds: on ||P(theta - grad f) - theta||, with
       the same P). Left out, it is a thousandth of the norm that is certified at theta0, and the default method, which
       learns of f's curvature, must also leave no more decrease to be had than a thousandth of the value (see README).
@@ -123,7 +123,7 @@ def solve(
 
 def _ready(problem, theta0, x0, method):
     problem, theta0, x0 = prepare(problem, theta0, x0)
-    method = quasi_newton() if method is None else method
+    method = default(problem) if method is None else method
     return problem, theta0, x0, method.settle(problem, theta0, x0)
 
 

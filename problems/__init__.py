@@ -29,10 +29,14 @@ else:
     from ._regularisers.ridge import Ridge as Ridge
     from ._regularisers.tv import TV as TV
     from ._restoration import Restoration as Restoration
+    from .boxed import Boxed as Boxed
     from .denoiser import Denoiser as Denoiser
     from .denoiser import pretrained as pretrained
+    from .exact_tv import ExactTotalVariation as ExactTotalVariation
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .folds import k_folds as k_folds
+    from .lasso import ElasticNet as ElasticNet
+    from .lasso import Lasso as Lasso
     from .logistic import LogisticRegression as LogisticRegression
     from .quadratic import Quadratic as Quadratic
     from .regression import BinomialRegression as BinomialRegression

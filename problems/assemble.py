@@ -1,6 +1,7 @@
 """From tables that were checked to the rows of `linear_model.LinearModel`: weights, offsets, what is not penalised."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class Table(NamedTuple):
     """Features and targets that were looked at; weights and offsets as they were given."""
 
     A: Features
-    y: Array
+    y: Any
     weights: Any
     offset: Any
 
@@ -48,12 +49,34 @@ class _Level(NamedTuple):
     offset: np.ndarray | None
 
 
+def read(
+    look: Callable[[str, Any, Any], tuple[Features, Any]], A: Any, y: Any, A_valid: Any, y_valid: Any, folds: Any,
+    weights: Any, weights_valid: Any, offset: Any = None, offset_valid: Any = None,
+) -> tuple[Table, Table | None]:  # fmt: skip
+    """Train and validation rows, looked at by look(name, A, y); None for the latter if there are folds. ValueError
+    unless what goes together is given together."""
+    split = tables.one_split(A_valid, y_valid, folds)
+    if not split and not (weights_valid is None and offset_valid is None):
+        raise ValueError(
+            "weights_valid and offset_valid go with validation data: with folds, weights and offset are those of all "
+            "rows"
+        )
+    train = Table(*look("train", A, y), weights, offset)
+    if not split:
+        return train, None
+    valid = Table(*look("valid", A_valid, y_valid), weights_valid, offset_valid)
+    tables.alike(train.A, valid.A)
+    return train, valid
+
+
 def assemble(
     family: AbstractFamily, columns: int, train: Table, valid: Table | None, folds: Any, intercept: bool,
     penalised: np.ndarray | None,
 ) -> Parts:  # fmt: skip
     """The fields; ValueError for folds, weights, offsets and columns that do not fit."""
     named = isinstance(family, Multinomial)
+    dtype = jnp.int32 if named else train.A.dtype
+    train, valid = (t and t._replace(y=jnp.asarray(t.y, dtype)) for t in (train, valid))
     plain = named and valid and not intercept and penalised is None
     if plain and not any(is_sparse(t.A) or t.weights is not None or t.offset is not None for t in (train, valid)):
         return Parts(MeanRows(*train[:2]), MeanRows(*valid[:2]), None, None, None)

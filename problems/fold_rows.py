@@ -132,3 +132,17 @@ class FoldRows(AbstractFoldRows):
         if shared:  # one factor for all columns
             P = jax.vmap(lambda r, P=P: P(r[:, None])[:, 0], 1, 1)
         return lambda r: jax.vmap(P)(r) if r.ndim == 3 else P(r)
+
+
+def unpenalised(
+    rows: AbstractFoldRows,
+    shift: Float[Array, "fixed features"],
+    mix: Float[Array, "fixed fixed"],
+    x: Weights,
+    held: Float[Array, "*folds 1 columns"] | float = 0.0,
+) -> Float[Array, "*folds fixed columns"]:
+    """The weights of the columns given that are not penalised; they are u times the inverse of `mix`, and A is what is
+    left of the features given when u times `shift` has been taken off them."""
+    means, base = (v if x.ndim == 3 else v[0] for v in (rows.means[..., : shift.shape[1]], rows.base))
+    moved = jnp.einsum("...up,...pc->...uc", jnp.broadcast_to(shift, means.shape) + means, x, precision="highest")
+    return jnp.einsum("uv,...vc->...uc", mix, base + held - moved, precision="highest")

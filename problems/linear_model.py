@@ -29,8 +29,9 @@ from jaxtyping import Array, Float, Int
 from bilevel import AbstractProblem, Bounds, Constants
 
 from . import tables
-from .assemble import Table, assemble
+from .assemble import assemble, read
 from .families import AbstractFamily, Multinomial
+from .fold_rows import unpenalised
 from .penalties import AbstractPenalties
 from .rows import AbstractRows
 
@@ -69,22 +70,14 @@ class LinearModel(AbstractProblem):
         penalised: Any = None,
         penalties: Any = None,
     ):
-        split = tables.one_split(A_valid, y_valid, folds)
-        if not split and not (weights_valid is None and offset_valid is None):
-            raise ValueError(
-                "weights_valid and offset_valid go with validation data: with folds, weights and offset are those of "
-                "all rows"
-            )
-        A, y = self._table("train", A, y)
-        A_valid, y_valid = self._table("valid", A_valid, y_valid) if split else (A, y)
-        tables.alike(A, A_valid)
-        columns = self._columns(y, y_valid)
-        dtype = jnp.int32 if isinstance(self.family, Multinomial) else A.dtype
+        train, valid = read(
+            self._table, A, y, A_valid, y_valid, folds, weights, weights_valid, offset, offset_valid
+        )  # fmt: skip
+        (A, y, *_), split = train, valid is not None
+        columns = self._columns(y, valid.y if split else y)
         chosen = tables.chosen(penalised, A.shape[1])
         p = A.shape[1] if chosen is None else int(chosen.sum())
         self.penalties = tables.shared(penalties, p, columns, A.dtype)
-        train = Table(A, jnp.asarray(y, dtype), weights, offset)
-        valid = Table(A_valid, jnp.asarray(y_valid, dtype), weights_valid, offset_valid) if split else None
         parts = assemble(self.family, columns, train, valid, folds, intercept, chosen)
         for field in dataclasses.fields(parts):
             setattr(self, field.name, getattr(parts, field.name))
@@ -186,15 +179,11 @@ class LinearModel(AbstractProblem):
         weights = self._learnt(x)
         if self.mix is None:
             return weights, jnp.zeros_like(weights[..., 0, :])
-        p = self.shift.shape[1]
-        means, base = (v if x.ndim == 3 else v[0] for v in (self.train.means[..., :p], self.train.base))
-        moved = jnp.einsum("...up,...pc->...uc", jnp.broadcast_to(self.shift, means.shape) + means, weights,
-                           precision="highest")  # fmt: skip
-        held = x[..., p:, :] if self.held is not None else jnp.zeros_like(base)
-        given = jnp.einsum("uv,...vc->...uc", self.mix, base + held - moved, precision="highest")
-        first = int(self.intercept)
+        held = 0.0 if self.held is None else x[..., -1:, :]
+        given = unpenalised(self.train, self.shift, self.mix, weights, held)
         if self.order is not None:
-            weights = jnp.concatenate([weights, given[..., first:, :]], axis=-2)[..., self.order, :]
+            free = given[..., int(self.intercept) :, :]
+            weights = jnp.concatenate([weights, free], axis=-2)[..., self.order, :]
         return weights, given[..., 0, :] if self.intercept else jnp.zeros_like(weights[..., 0, :])
 
     def _learnt(self, x):

@@ -16,7 +16,18 @@ ROOT = Path(__file__).parent.parent
 # What lies in bilevel imports from its own line and those before it.
 LAYERS = [
     {"_linalg"},
-    {"_problem", "_results", "_program", "_counts", "_inputs", "_checkout", "_plot", "_bar", "_interrupt"},
+    {
+        "_problem",
+        "_nonsmooth",
+        "_results",
+        "_program",
+        "_counts",
+        "_inputs",
+        "_checkout",
+        "_plot",
+        "_bar",
+        "_interrupt",
+    },
     {"_lower"},
     {"_certificate"},
     {"_outer"},

@@ -76,7 +76,7 @@ def value_rounding(problem: AbstractProblem, x: Vector, theta: Vector, value: Sc
 
 def evaluate(
     problem: AbstractProblem,
-    solver: AbstractLowerSolver,
+    solver: AbstractLowerSolver | None,
     theta: Vector,
     x0: Vector,
     eps: Scalar,

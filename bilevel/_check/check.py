@@ -13,6 +13,7 @@ from .._inputs import prepare
 from .._lower.descend import LowerSolution
 from .._lower.lbfgs import LBFGS
 from .._lower.solver import AbstractLowerSolver
+from .._nonsmooth import refuse_kinks
 from .._problem import AbstractProblem
 from .._results import RESULTS
 from .curvature import DISTANCES, curvatures, survey
@@ -43,6 +44,7 @@ def check_problem(
     does for inputs.
     """
     problem, theta, x0 = prepare(problem, theta, x0)
+    refuse_kinks(problem, "bilevel.check_problem compares derivatives of h")
     probe = Probe(problem, theta, x0, seed)
     found, start = Findings(probe), probe.y
     if not found.start():

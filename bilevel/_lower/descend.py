@@ -3,7 +3,8 @@
     eps = (||rho|| + u L ||x||) / mu  >=  ||x - xhat(theta)||,      rho = grad_x h(x, theta)
 
 Stops when eps is at most the eps asked for. Below twice the rounding floor u L ||x|| / mu there is nothing to gain: the
-descent stops at the floor and the result says so. Where mu or L is not declared, it goes in rounds (`settle`).
+descent stops at the floor and the result says so. Where mu or L is not declared, it goes in rounds (`settle`). An h
+with a kink is left to its problem, which has a solver and a proof of its own.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from .._linalg import lbfgs_pairs
 from .._linalg.norms import dual_norm, norm
 from .._linalg.rounding import unit_roundoff
 from .._linalg.vectors import Scalar, Vector
+from .._nonsmooth import AbstractNonsmoothProblem
 from .._problem import AbstractProblem, lower_gradient
 from .._results import RESULTS
 from .local import Local
@@ -73,7 +75,7 @@ def lower_error(residual: Scalar, rounding: Scalar, mu: Scalar) -> Scalar:
 
 def descend(
     problem: AbstractProblem,
-    solver: AbstractLowerSolver,
+    solver: AbstractLowerSolver | None,
     theta: Vector,
     x0: Vector,
     eps: Scalar,
@@ -87,6 +89,8 @@ def descend(
     what Lanczos draws. max_cost is at least `overhead(problem, theta, size)`. Traceable; the public face is
     `bilevel.solve_lower`.
     """
+    if isinstance(problem, AbstractNonsmoothProblem):
+        return by_itself(problem, theta, x0, eps, max_cost, problem.memory(x0) if curvature is None else curvature)
     constants = problem.constants(theta)
     u = unit_roundoff(eps.dtype)
     known = constants.mu is not None and constants.L is not None
@@ -116,6 +120,18 @@ def descend(
         it.x, it.rho, error, it.dual, verdict(level, it, since_best, error, eps, constants.mu is not None), mu, level.L,
         noise / jnp.where(positive, mu, 1), it.lower_gradients, it.hessian_products, solver.learnt(it.memory),
         Local.unknown(mu), certificate,
+    )  # fmt: skip
+
+
+def by_itself(
+    problem: AbstractNonsmoothProblem, theta: Vector, x0: Vector, eps: Scalar, max_cost: Count, memory: Any
+) -> LowerSolution:
+    """What the problem's own solver found; there is no gradient of h, and its memory is handed on as `curvature`."""
+    found = problem.minimise(theta, x0, memory, eps, max_cost)
+    none = jnp.full_like(found.error, jnp.nan)
+    return LowerSolution(
+        found.x, optax.tree.zeros_like(x0), found.error, none, found.result, none, none, found.floor,
+        found.lower_gradients, found.hessian_products, found.memory, Local.unknown(none), found.certificate,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from .._results import RESULTS, told
 from .direction import AbstractDirection, Heading
 from .method import ROUNDED, Info, State
 from .predict import AbstractPredictor
-from .programs import Meter, observe, propose, query
+from .programs import Meter, measure, observe, propose, query
 from .reached import Interval, Reached
 from .refine import default_tolerance, refine, solved_to
 from .search import AbstractSearch, Judgement, Verdict
@@ -45,6 +45,8 @@ class Base:
         # what the direction's model of f leaves to be had; whether that is within the default tolerance; the least that
         # it promised within it
         self.decrease, self.modelled, self.kept = math.nan, False, math.inf
+        self.trust = False  # z is taken at its word, whatever omega is
+        self.trial: Point | None = None  # the last
         self.judged = True  # the last trial, on intervals that could be used
         self.known = state.known
 
@@ -105,6 +107,12 @@ class Base:
         self.norm = self.meter.stationarity(self.theta, gradient, self.box)
         self.known = self.meter.read()
 
+    def estimate(self) -> None:
+        """z without omega."""
+        self.z, self.trust = self.meter.slope(self.theta, self.point), True
+        self.norm, self.known = float(self.meter.call(measure, self.theta, self.z, self.box)), self.meter.read()
+        self.tol = self.memory.asked.tolerance
+
     def sharpen(self, most: float = math.inf) -> bool:
         """Bounds from H(x) itself, once, if that costs at most `most`."""
         point = None if self.sharpened else self.meter.sharpen(self.theta, self.point, most)
@@ -122,7 +130,7 @@ class Base:
 
     def turn(self, direction: AbstractDirection, search: AbstractSearch) -> tuple[Vector, Heading, float]:
         """d from z, and in plain numbers what is known of it and ||d||."""
-        omega = jnp.asarray(self.omega, self.point.value.dtype)
+        omega = jnp.asarray(0.0 if self.trust else self.omega, self.point.value.dtype)
         memory, d, *told = self.meter.call(
             query, direction, self.memory.direction, self.theta, self.z, omega, self.box
         )  # fmt: skip

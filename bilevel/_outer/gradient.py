@@ -13,6 +13,8 @@ import equinox as eqx
 
 from .._certificate.value import Point
 from .._linalg.vectors import Vector
+from .._nonsmooth import AbstractNonsmoothProblem
+from .._problem import AbstractProblem
 from .._results import RESULTS
 from .base import Base
 from .programs import Stop
@@ -25,6 +27,14 @@ class AbstractGradient(eqx.Module):
     def init(self, theta: Vector, x: Vector) -> Any:
         """The memory before the first step."""
         return None
+
+    def suits(self, problem: AbstractProblem) -> None:
+        """Raises TypeError, with what to write instead, for a problem that has no such z."""
+        if isinstance(problem, AbstractNonsmoothProblem):
+            raise TypeError(
+                f"the lower level of {type(problem).__name__} has a kink, and no gradient is certified there: pass "
+                "bilevel.value_descent(), or no method"
+            )
 
     @abc.abstractmethod
     def certify(self, base: Base, method: Any) -> None:

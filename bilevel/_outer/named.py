@@ -8,10 +8,13 @@ import optax
 from .._inputs import positive
 from .._lower.nesterov import Nesterov
 from .._lower.solver import AbstractLowerSolver
+from .._nonsmooth import AbstractNonsmoothProblem
+from .._problem import AbstractProblem
 from .accuracy import Adaptive, Fixed
 from .balanced import Balanced
 from .best_response import BestResponse
 from .bfgs import QuasiNewton
+from .estimated import Estimated
 from .optimiser import Optax
 from .predict import AbstractPredictor, Previous, Secants
 from .response import FittedResponse, Responding
@@ -19,6 +22,8 @@ from .scheduled import Geometric, Polynomial, Scheduled
 from .search import Always, CertifiedBacktracking, HOAGHeuristic
 from .slope_test import SlopeTest
 from .step import Method
+from .value_test import ValueTest
+from .valued import Valued
 
 
 def quasi_newton(
@@ -35,6 +40,24 @@ def quasi_newton(
     What the solver has learnt of H, L-BFGS's pairs, starts every next solve and preconditions the adjoint."""
     positive(eps=eps, delta=delta, step=step)
     return Method(Balanced(eps, delta), SlopeTest(step), QuasiNewton(), solver, Secants())
+
+
+def value_descent(value_tol: float | None = None, step: float | None = None) -> Method:
+    """Descent on certified values, the default where the lower level has a kink: quasi-Newton directions from a z of
+    unknown error, and steps that the ends of two value intervals show to lower f.
+
+    Every step lowers f by at least `value_tol` / 2, and the run ends as `RESULTS.settled` where no step that was tried
+    lowers it by more than `value_tol`; left out, that is a ten-thousandth of the value itself. `step`: the
+    length of the first one, about one for each hyperparameter where left out. Raises ValueError for values that are not
+    positive and finite.
+    """
+    positive(value_tol=value_tol, step=step)
+    return Method(Valued(), ValueTest(step), QuasiNewton(), gradient=Estimated(value_tol))
+
+
+def default(problem: AbstractProblem) -> Method:
+    """What a problem is solved with where no method is named."""
+    return value_descent() if isinstance(problem, AbstractNonsmoothProblem) else quasi_newton()
 
 
 def maid(

@@ -11,6 +11,7 @@ from .._certificate.local_curvature import affordable, local_cost
 from .._certificate.value import correction_cost
 from .._linalg.vectors import Vector
 from .._lower.descend import overhead
+from .._nonsmooth import AbstractNonsmoothProblem
 from .._problem import AbstractProblem
 
 
@@ -37,6 +38,9 @@ def _overheads(structure, shapes):
     cost = []
 
     def trace(problem, x, theta):
+        if isinstance(problem, AbstractNonsmoothProblem):
+            cost.extend((problem.solve_cost(x), problem.slope_cost(x), 0, None))
+            return
         size = sum(v.size for v in jax.tree.leaves(x))
         certificate, correction = certificate_cost(problem, x, theta), correction_cost(problem, x, theta)
         local = local_cost(problem, x, theta) if affordable(x, theta) else None

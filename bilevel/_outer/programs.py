@@ -20,6 +20,7 @@ from .._certificate.value import Point
 from .._counts import Counts
 from .._linalg.norms import norm
 from .._linalg.vectors import Vector
+from .._nonsmooth import AbstractNonsmoothProblem
 from .._problem import AbstractProblem
 from .._program import program
 from .._results import RESULTS, told
@@ -44,6 +45,13 @@ def query(direction, memory, theta, z, omega, box):
     memory, d, heading = direction.query(memory, theta, z, omega, box)
     moving = d if box is None else jax.tree.map(lambda d, free: jnp.where(free, d, 0), d, free(theta, z, box))
     return memory, d, jax.tree.map(jnp.asarray, heading), norm(moving)
+
+
+@program
+def slope(problem, theta, lower, max_cost):
+    """The problem's z, what it cost, and whether it is finite."""
+    z, cost = problem.slope(theta, lower.x, lower.curvature, max_cost)
+    return z, cost, jnp.isfinite(norm(z))
 
 
 @program
@@ -126,7 +134,10 @@ class Meter:
         cap = max(cap, known.solve + correction)
         allowed = np.asarray(int(min(cap, self.left, UNLIMITED)) - correction, np.int32)
         eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
-        learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
+        learnt = self.curvature
+        if learnt is None:
+            nonsmooth = isinstance(self.problem, AbstractNonsmoothProblem)
+            learnt = self.problem.memory(x0) if nonsmooth else self.solver.curvature(x0)
         point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt, self.seed)
         self.curvature = point.lower.curvature
         self.add(point.lower)
@@ -135,6 +146,22 @@ class Meter:
         if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
             raise Stop(RESULTS.max_cost_reached)
         return point
+
+    def recall(self, point: Point) -> None:
+        """The next solve goes on from this point; where h has a kink there is more to that than x."""
+        if isinstance(self.problem, AbstractNonsmoothProblem):
+            self.curvature = point.lower.curvature
+
+    def slope(self, theta: Vector, point: Point) -> Vector:
+        """z of unknown error, where h has a kink."""
+        if self.left < overheads(self.problem, point.lower.x, theta).certificate:
+            raise Stop(RESULTS.max_cost_reached)
+        allowed = np.asarray(int(min(self.left, UNLIMITED)), np.int32)
+        z, products, finite = self._call(slope, self.problem, theta, point.lower, allowed)
+        self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + int(products))
+        if not bool(finite):
+            raise Stop(RESULTS.non_finite)
+        return z
 
     def correct(self, theta: Vector, point: Point, q: Vector) -> Point:
         """The point with its interval corrected by q, where the problem declares what that takes and it can be paid."""

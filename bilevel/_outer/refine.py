@@ -87,6 +87,7 @@ def split(share: float, per: Pair, reached: Pair, most: Pair = (math.inf, math.i
 
 def solved_to(meter: Meter, theta: Vector, point: Point, eps: float, q: Vector | None = None) -> Point:
     """The point solved to eps, or to the floor, from where it is; or Stop."""
+    meter.recall(point)
     point = meter.solve(theta, point.lower.x, eps, q=q)
     if float(point.lower.error) > ROUNDED * eps and not told(point.lower.result, RESULTS.accuracy_floor):
         raise Stop(point.lower.result)

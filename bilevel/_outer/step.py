@@ -17,6 +17,7 @@ from .._certificate.value import Point
 from .._linalg.vectors import Vector
 from .._lower.choose import choose
 from .._lower.solver import AbstractLowerSolver
+from .._nonsmooth import AbstractNonsmoothProblem
 from .._results import RESULTS, told
 from .accuracy import AbstractAccuracy
 from .base import Base, Trial, interval
@@ -48,7 +49,8 @@ class Method(AbstractMethod):
                 raise TypeError(f"{field.name} must be an {wanted}, not {type(part).__name__}")
 
     def settle(self, problem, theta0, x0):
-        if self.solver is not None:
+        self.gradient.suits(problem)
+        if self.solver is not None or isinstance(problem, AbstractNonsmoothProblem):
             return self
         return dataclasses.replace(self, solver=choose(problem, theta0, x0))
 
