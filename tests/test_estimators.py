@@ -10,8 +10,10 @@ import pytest
 import scipy.sparse
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import ElasticNet as PlainElasticNet
+from sklearn.linear_model import Lasso as PlainLasso
+from sklearn.linear_model import LassoCV, LogisticRegressionCV, RidgeCV
 from sklearn.linear_model import LogisticRegression as PlainLogistic
-from sklearn.linear_model import LogisticRegressionCV, RidgeCV
 from sklearn.linear_model import PoissonRegressor as PlainPoisson
 from sklearn.linear_model import Ridge as PlainRidge
 from sklearn.model_selection import (
@@ -35,7 +37,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:The least populated class")
-@parametrize_with_checks([estimators.Ridge(), estimators.LogisticRegression(), estimators.PoissonRegressor()])
+@parametrize_with_checks(
+    [
+        estimators.Ridge(),
+        estimators.LogisticRegression(),
+        estimators.PoissonRegressor(),
+        estimators.Lasso(),
+        estimators.ElasticNet(),
+    ]
+)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -175,6 +185,26 @@ def test_composition_with_scikit_learn():
     weighted = estimators.Ridge(cv=folds).fit(X, Y[:, 0], weights)
     plain = PlainRidge(float(weighted.penalties_)).fit(X, Y[:, 0], weights)
     np.testing.assert_allclose(weighted.coef_, plain.coef_, rtol=1e-7)
+
+
+def test_lasso_and_elastic_net():
+    """One penalty: LassoCV's within one step of a grid of 33 a decade, and scikit-learn's coefficients and support."""
+    X, y = diabetes()
+    X, y = (X / X.std(axis=0))[:200], y[:200]
+    cv = KFold(3, shuffle=True, random_state=0)
+    model = estimators.Lasso(cv=cv).fit(X, y)
+    peer = LassoCV(cv=cv, alphas=100, tol=1e-8, max_iter=100_000).fit(X, y)
+    assert abs(np.log10(model.penalties_ / peer.alpha_)) <= 3 / 99 * (1 + 1e-9)
+    plain = PlainLasso(alpha=float(model.penalties_), tol=1e-10, max_iter=100_000).fit(X, y)
+    np.testing.assert_allclose(model.coef_, plain.coef_, rtol=0, atol=1e-6 * np.max(np.abs(plain.coef_)))
+    np.testing.assert_array_equal(model.coef_ == 0, plain.coef_ == 0)
+    assert 2 * model.solution_.value <= np.min(peer.mse_path_.mean(axis=1)) * (1 + 1e-5)
+    each = estimators.Lasso(cv=cv, penalties="feature", max_steps=30, tol=1e-3).fit(X, y)
+    assert each.penalties_.shape == (10,) and each.solution_.value <= model.solution_.value * (1 + 1e-3)
+    net = estimators.ElasticNet(cv=cv).fit(X, y)
+    lasso, ridge = net.penalties_
+    plain = PlainElasticNet(alpha=lasso + ridge, l1_ratio=lasso / (lasso + ridge), tol=1e-10, max_iter=100_000)
+    np.testing.assert_allclose(net.coef_, plain.fit(X, y).coef_, rtol=0, atol=1e-6 * np.max(np.abs(net.coef_)))
 
 
 def test_sparse_features_and_class_weights():
