@@ -1,7 +1,8 @@
-"""From tables that were checked to the rows of `linear_model.LinearModel`: weights of each fold, and the intercept."""
+"""From tables that were checked to the rows of `linear_model.LinearModel`: weights, offsets, what is not penalised."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,70 +10,177 @@ from jaxtyping import Array
 
 from . import tables
 from .families import AbstractFamily, Gaussian, Multinomial, one_hot
+from .fixed import eliminate
+from .fold_rows import FoldData, FoldRows
 from .folds import masks
-from .rows import FoldRows
+from .rows import AbstractRows, MeanRows
+from .sparse import Features, is_sparse, to_scipy, with_ones
+from .sparse import columns as columns_of
+from .sparse_rows import SparseRows
 
 HELD = 1e-6  # the penalty of an intercept's distance from what is best without features
+ROUNDS = 1000  # at most, of looking for what is best without features where there are offsets
+
+
+class Table(NamedTuple):
+    """Features and targets that were looked at; weights and offsets as they were given."""
+
+    A: Features
+    y: Any
+    weights: Any
+    offset: Any
 
 
 @dataclasses.dataclass
 class Parts:
-    """The fields of a `LinearModel`, from data that were checked: see `assemble`."""
+    """Fields of a `LinearModel`."""
 
-    train: FoldRows
-    valid: FoldRows
+    train: AbstractRows
+    valid: AbstractRows
     held: Array | None
     shift: Array | None
-    shape: tuple[int, ...]
+    mix: Array | None
+
+
+class _Level(NamedTuple):
+    A: Features  # what is penalised
+    U: np.ndarray | None  # and what is not
+    y: Array
+    offset: np.ndarray | None
+
+
+def read(
+    look: Callable[[str, Any, Any], tuple[Features, Any]], A: Any, y: Any, A_valid: Any, y_valid: Any, folds: Any,
+    weights: Any, weights_valid: Any, offset: Any = None, offset_valid: Any = None,
+) -> tuple[Table, Table | None]:  # fmt: skip
+    """Train and validation rows, looked at by look(name, A, y); None for the latter if there are folds. ValueError
+    unless what goes together is given together."""
+    split = tables.one_split(A_valid, y_valid, folds)
+    if not split and not (weights_valid is None and offset_valid is None):
+        raise ValueError(
+            "weights_valid and offset_valid go with validation data: with folds, weights and offset are those of all "
+            "rows"
+        )
+    train = Table(*look("train", A, y), weights, offset)
+    if not split:
+        return train, None
+    valid = Table(*look("valid", A_valid, y_valid), weights_valid, offset_valid)
+    tables.alike(train.A, valid.A)
+    return train, valid
 
 
 def assemble(
-    family: AbstractFamily, columns: int, A: Array, y: Array, valid: tuple[Array, Array] | None, folds: Any,
-    weights: Any, weights_valid: Any, intercept: bool,
+    family: AbstractFamily, columns: int, train: Table, valid: Table | None, folds: Any, intercept: bool,
+    penalised: np.ndarray | None,
 ) -> Parts:  # fmt: skip
-    """Rows with their weights, and the intercept's part in them. ValueError for folds and weights that do not fit."""
-    n, p, dtype = *A.shape, A.dtype
-    weights = tables.weighed("weights", weights, n)
-    if folds is None:
-        v, w = tables.weighed("weights_valid", weights_valid, len(valid[0]))[None], weights[None]
-    else:
-        if weights_valid is not None:
-            raise ValueError("weights_valid goes with validation data: with folds, weights are those of all rows")
-        chosen = masks(folds, n, np.asarray(y) if isinstance(family, Multinomial) else None)
-        w, v = (weights * rows for rows in chosen)
-        valid = A, y
-    for what, rows in (("learns from", w), ("leaves out", v)):
-        if not rows.sum(axis=1).all():
-            raise ValueError(f"fold {int(np.argmin(rows.sum(axis=1)))} {what} rows of weight zero alone")
-    w, v = w / w.sum(axis=1, keepdims=True), v / v.sum(axis=1, keepdims=True) / len(v)
-    hot = np.asarray(one_hot(y, columns, dtype) if isinstance(family, Multinomial) else y, np.float64)
+    """The fields; ValueError for folds, weights, offsets and columns that do not fit."""
+    named = isinstance(family, Multinomial)
+    dtype = jnp.int32 if named else train.A.dtype
+    train, valid = (t and t._replace(y=jnp.asarray(t.y, dtype)) for t in (train, valid))
+    plain = named and valid and not intercept and penalised is None
+    if plain and not any(is_sparse(t.A) or t.weights is not None or t.offset is not None for t in (train, valid)):
+        return Parts(MeanRows(*train[:2]), MeanRows(*valid[:2]), None, None, None)
+    w, v = _weights(train, valid, folds, named)
+    levels = [_level(family, columns, table, intercept, penalised) for table in (train, valid) if table]
+    if len(levels) == 2 and (levels[0].offset is None) != (levels[1].offset is None):
+        raise ValueError("offset and offset_valid go together: one of them is missing")
+    A, U, y, offset = levels[0]
+    (n, p), K, dtype = A.shape, len(w), A.dtype
+    hot = np.asarray(one_hot(y, columns, dtype) if named else y, np.float64)
     targets = w @ hot.T  # (folds, columns)
-    if isinstance(family, Multinomial) and not (targets > 0).all():
+    if named and not (targets > 0).all():
         fold, label = np.argwhere(targets <= 0)[0]
         raise ValueError(
             f"fold {fold} learns from no row of class {label}: take fewer folds, or k_folds(n, folds, labels=y)"
         )
-    held, shift, means = None, None, np.zeros((len(w), p))
-    base = jnp.zeros((len(w), columns), dtype)
-    features = A, valid[0]
-    if intercept:
+    if U is None:
+        nothing = FoldData(A, y, w, np.ones((n, 1)), np.zeros((K, 1, p)), np.zeros((K, 1, columns)), offset)
+        return _rows(nothing, levels, v, family, targets, None, None, None)
+    known = eliminate(U, w)
+    if is_sparse(A):  # stays as it is
+        shift, means = np.zeros((U.shape[1], p)), np.stack([(to_scipy(A).T @ P.T).T for P in known.P])
+    else:
         rows = np.asarray(A, np.float64)
-        shift = np.mean(w, axis=0) @ rows
-        means = w @ (rows - shift)
-        base, shift = family.base(jnp.asarray(targets, dtype)), jnp.asarray(shift, dtype)
-        if not np.isfinite(base).all():
-            raise ValueError(
-                "a fold learns from targets that are all 0, or all 1 (one class): its intercept is infinite"
-            )
-        features = tuple(a - shift[None] for a in features)
+        shift = (known.U.T * np.mean(w, axis=0)) @ rows
+        means = known.P @ (rows - known.U @ shift)
+    if gaussian := isinstance(family, Gaussian):
+        base = known.P @ hot.T
+    else:
+        base = _without_features(family, w, targets, offset, dtype)[:, None]
+    data = FoldData(A, y, w, known.U, means, base, offset)
+    return _rows(data, levels, v, family, targets, None if gaussian else HELD, shift, known.mix)
+
+
+def _weights(train, valid, folds, named):
+    """Of the rows that each fold learns from, and of those that it leaves out, (folds, n)."""
+    weights = tables.weighed("weights", train.weights, train.A.shape[0])
+    if valid:
+        w, v = weights[None], tables.weighed("weights_valid", valid.weights, valid.A.shape[0])[None]
+    else:
+        w, v = (weights * rows for rows in masks(folds, train.A.shape[0], np.asarray(train.y) if named else None))
+    for what, rows in (("learns from", w), ("leaves out", v)):
+        if not rows.sum(axis=1).all():
+            raise ValueError(f"fold {int(np.argmin(rows.sum(axis=1)))} {what} rows of weight zero alone")
+    return w / w.sum(axis=1, keepdims=True), v / v.sum(axis=1, keepdims=True) / len(v)
+
+
+def _level(family, columns, table, intercept, penalised):
+    A, y = table.A, table.y
+    offset = tables.offsets(table.offset, columns, A.shape[0])
+    if offset is not None and isinstance(family, Gaussian):
+        y, offset = y - jnp.asarray(offset, y.dtype), None
+    fixed = [np.ones((A.shape[0], 1))] if intercept else []
+    if penalised is not None:
         if not isinstance(family, Gaussian):
-            held, means = jnp.full((1, 1), HELD, dtype), np.pad(means, ((0, 0), (0, 1)))
-            features = tuple(jnp.pad(a, ((0, 0), (0, 1)), constant_values=1) for a in features)
-    means, targets = jnp.asarray(means, dtype), jnp.asarray(targets, dtype)
-    features = (features[0],) * 2 if folds is not None else features  # one array, read by both levels
-    train, valid = (
-        FoldRows(a, t, jnp.asarray(rows, dtype), means, base, family, targets)
-        for a, t, rows in zip(features, (y, valid[1]), (w, v), strict=True)
-    )
-    shape = (p if held is None else p + 1, columns)
-    return Parts(train, valid, held, shift, shape if folds is None else (len(w), *shape))
+            raise ValueError(
+                "columns that are not penalised have a certificate with LinearRegression alone: here give them a group "
+                "of their own (penalties=groups), and hold its log penalty low by bounds="
+            )
+        free = columns_of(A, ~penalised)
+        fixed.append(to_scipy(free).toarray() if is_sparse(free) else np.asarray(free, np.float64))
+        A = columns_of(A, penalised)
+    return _Level(A, np.concatenate(fixed, axis=1) if fixed else None, y, offset)
+
+
+def _without_features(family, w, targets, offset, dtype):
+    """The intercepts (folds, columns) that fit best where x = 0. With offsets the link of what is missing in the means
+    is added until nothing is: for counts once, for classes iterative proportional fitting."""
+    link = family.base(jnp.asarray(targets, dtype))
+    base, shares = link, jnp.asarray(w, dtype)
+    for _ in range(0 if offset is None else ROUNDS):
+        mean = family.mean(base[:, :, None] + jnp.asarray(offset, dtype)[None])
+        step = link - family.base(jnp.einsum("kn,kcn->kc", shares, mean, precision="highest"))
+        base = base + step
+        if not jnp.max(jnp.abs(step)) > 8 * jnp.finfo(dtype).eps * (1 + jnp.max(jnp.abs(base))):
+            break
+    if not np.isfinite(base).all():
+        raise ValueError(
+            "a fold learns from targets that are all 0, or all 1 (one class), or offsets are huge: its intercept is "
+            "infinite"
+        )
+    return np.asarray(base)
+
+
+def _rows(data, levels, v, family, targets, held, shift, mix):
+    """Rows of both levels: A without what U has of it, and, for an intercept that is held, a column of ones."""
+    dtype = data.A.dtype
+    pad = ((0, 0), (0, 0), (0, held is not None))
+    data = data._replace(means=np.pad(data.means, pad))
+
+    def made(level, U, weights):
+        A = level.A if shift is None or is_sparse(level.A) else level.A - jnp.asarray(U @ shift, dtype)
+        A = A if held is None else with_ones(A)
+        arrays = dict(weights=weights, fixed=U, means=data.means, base=data.base, offset=level.offset)
+        arrays = {name: None if a is None else jnp.asarray(a, dtype) for name, a in arrays.items()}
+        return FoldData(A=A, y=level.y, **arrays)
+
+    train = made(levels[0], data.fixed, data.weights)
+    if len(levels) == 1:
+        valid = train._replace(weights=jnp.asarray(v, dtype))  # one array, read by both levels
+    else:
+        U = np.ones((levels[1].A.shape[0], 1)) if mix is None else levels[1].U @ mix
+        valid = made(levels[1], U, v)
+    targets = jnp.asarray(targets, dtype)
+    kind = SparseRows if is_sparse(train.A) else FoldRows
+    rest = (None if a is None else jnp.asarray(a, dtype) for a in (held and [[held]], shift, mix))
+    return Parts(kind(train, family, targets), kind(valid, family, targets), *rest)

@@ -36,13 +36,17 @@ class AbstractFamily(eqx.Module):
         """l(s, y) of every fold and row."""
 
     @abc.abstractmethod
-    def residuals(self, y: Targets, base: Float[Array, "folds columns"]) -> Losses:
+    def residuals(self, y: Targets, at_zero: Scores) -> Losses:
         """At least ||dl/ds|| at xhat, row by row or on average over a fold's rows, for the rounding of gradients; s at
-        x = 0 is `base`."""
+        x = 0 is `at_zero`."""
 
     @abc.abstractmethod
     def base(self, means: Float[Array, "folds columns"]) -> Float[Array, "folds columns"]:
         """The scores, alike for all rows, that fit best where the rows' mean targets are these."""
+
+    @abc.abstractmethod
+    def mean(self, s: Scores) -> Scores:
+        """The mean target where the scores are s."""
 
     @abc.abstractmethod
     def typical(self, means: Float[Array, "folds columns"]) -> Float[Array, ""]:
@@ -57,12 +61,15 @@ class Gaussian(AbstractFamily):
     def losses(self, s, y):
         return jnp.sum((s - y[None]) ** 2, axis=1) / 2
 
-    def residuals(self, y, base):
+    def residuals(self, y, at_zero):
         # h(xhat) <= h(0): the residuals' mean square is largest at x = 0
-        return jnp.sqrt(jnp.sum((y[None] - base[:, :, None]) ** 2, axis=1))
+        return jnp.sqrt(jnp.sum((y[None] - at_zero) ** 2, axis=1))
 
     def base(self, means):
         return means
+
+    def mean(self, s):
+        return s
 
     def typical(self, means):
         return jnp.ones((), means.dtype)
@@ -79,12 +86,15 @@ class Multinomial(AbstractFamily):
     def losses(self, s, y):
         return _cross_entropies(s, one_hot(y, s.shape[1], s.dtype))
 
-    def residuals(self, y, base):
-        return jnp.full((len(base), len(y)), 2**0.5, base.dtype)  # p - e_y
+    def residuals(self, y, at_zero):
+        return jnp.full((len(at_zero), len(y)), 2**0.5, at_zero.dtype)  # p - e_y
 
     def base(self, means):
         scores = jnp.log(means)
         return scores - jnp.mean(scores, axis=1, keepdims=True)
+
+    def mean(self, s):
+        return jax.nn.softmax(s, axis=1)
 
     def typical(self, means):
         classes = means.shape[1]
@@ -101,18 +111,21 @@ class Binomial(AbstractFamily):
     def losses(self, s, y):
         return (jnp.logaddexp(s, 0) - y[None] * s)[:, 0]
 
-    def residuals(self, y, base):
-        return jnp.ones((len(base), y.shape[1]), base.dtype)
+    def residuals(self, y, at_zero):
+        return jnp.ones((len(at_zero), y.shape[1]), at_zero.dtype)
 
     def base(self, means):
         return jnp.log(means) - jnp.log1p(-means)
+
+    def mean(self, s):
+        return jax.nn.sigmoid(s)
 
     def typical(self, means):
         return jnp.mean(means * (1 - means)) / 2
 
 
 class Poisson(AbstractFamily):
-    """Half its deviance. D = e^s is bounded on a ball alone, where scores are: see `rows.Rows.smooth`."""
+    """Half its deviance. D = e^s is bounded on a ball alone, where scores are: see `fold_rows`."""
 
     smooth = None
     bend = None
@@ -122,13 +135,16 @@ class Poisson(AbstractFamily):
         fixed = lax.stop_gradient(y)  # whose logarithm has no derivative at 0
         return (jnp.exp(s) - y[None] * s + (xlogy(fixed, fixed) - y)[None])[:, 0]
 
-    def residuals(self, y, base):
+    def residuals(self, y, at_zero):
         # e^s / 2 <= l(s, y) + y log 2, the least of e^s / 2 - y s being y - y log(2y); and the mean of l at xhat is at
         # most that at x = 0
-        return y + 2 * self.losses(base[:, :, None], y) + 2 * jnp.log(2.0).astype(y.dtype) * y
+        return y + 2 * self.losses(at_zero, y) + 2 * jnp.log(2.0).astype(y.dtype) * y
 
     def base(self, means):
         return jnp.log(means)
+
+    def mean(self, s):
+        return jnp.exp(s)
 
     def typical(self, means):
         return jnp.mean(means)

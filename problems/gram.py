@@ -31,19 +31,20 @@ def gram(A: Features) -> tuple[Small, Scalar]:
 
 
 def fold_grams(
-    A: Features, weights: Float[Array, "folds n"], means: Float[Array, "folds features"]
+    A: Features, weights: Float[Array, "folds n"], fixed: Float[Array, "n u"], means: Float[Array, "folds u features"]
 ) -> tuple[Small | None, Small, Scalar, Float[Array, "folds n"]]:
-    """Of G_k = sum_i w_ki (a_i - m_k) (a_i - m_k)^T over the folds k: the largest |G_k|, entry by entry, which bounds
-    the spectral radius of each (None with more columns than rows); G for the folds' mean weights, or K where that is
-    smaller; the largest eigenvalue of all G_k, moved up by its rounding; and ||a_i - m_k||."""
-    return _fold_grams(A, weights, means, _wide(A))
+    """Of G_k = sum_i w_ki (a_i - m_ki) (a_i - m_ki)^T, m_ki = M_k^T u_i, u_i in `fixed`, over the folds k: the largest
+    |G_k|, entry by entry, which bounds the spectral radius of each (None with more columns than rows); G for the folds'
+    mean weights, or K where that is smaller; the largest eigenvalue of all G_k, moved up by its rounding; and
+    ||a_i - m_ki||."""
+    return _fold_grams(A, weights, fixed, means, _wide(A))
 
 
-@partial(jax.jit, static_argnums=3)
-def _fold_grams(A, weights, means, wide):
+@partial(jax.jit, static_argnums=4)
+def _fold_grams(A, weights, fixed, means, wide):
     def fold(carry, k):
         w, m = k
-        centred = A - m
+        centred = A - _matmul(fixed, m)
         rows = jnp.sqrt(w)[:, None] * centred
         G = _matmul(rows, rows.T) if wide else _matmul(rows.T, rows)
         size, total, norm = carry
@@ -53,8 +54,7 @@ def _fold_grams(A, weights, means, wide):
 
     p = A.shape[1]
     none = jnp.zeros((0, 0) if wide else (p, p), A.dtype)
-    means_of = jnp.broadcast_to(means[:, None], (len(weights), 1, p))
-    (size, total, norm), lengths = lax.scan(fold, (none, none, jnp.zeros((), A.dtype)), (weights, means_of))
+    (size, total, norm), lengths = lax.scan(fold, (none, none, jnp.zeros((), A.dtype)), (weights, means))
     if wide:
         rows = jnp.sqrt(jnp.mean(weights, axis=0))[:, None] * A
         total = _matmul(rows, rows.T)

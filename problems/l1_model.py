@@ -25,10 +25,10 @@ from bilevel import RESULTS, AbstractNonsmoothProblem, Constants, Solved
 from bilevel._nonsmooth import verdict
 
 from . import l1_fold, tables
-from .assemble import assemble
+from .assemble import assemble, read
 from .families import Gaussian
-from .linear_model import scored
-from .rows import FoldRows
+from .fold_rows import FoldRows, unpenalised
+from .sparse import is_sparse
 
 Weights = Float[Array, "*folds features columns"]
 Theta = Float[Array, "..."]
@@ -41,20 +41,20 @@ class L1Model(AbstractNonsmoothProblem):
     train: FoldRows
     valid: FoldRows
     held: None
-    shift: Float[Array, " features"] | None  # what was taken off the features
+    shift: Float[Array, "1 features"] | None  # what was taken off the features
+    mix: Float[Array, "1 1"] | None
     shape: tuple[int, ...] = eqx.field(static=True)
 
     def take(self, A, y, A_valid, y_valid, folds, weights, weights_valid, intercept):
-        """In a constructor: all of these fields; the features."""
-        split, valid = tables.one_split(A_valid, y_valid, folds), None
-        A, y = tables.measured("train", A, y, False)
-        if split:
-            valid = tables.measured("valid", A_valid, y_valid, False)
-            tables.alike(A, valid[0])
-        parts = assemble(Gaussian(), 1, A, y, valid, folds, weights, weights_valid, intercept)
+        """In a constructor: all of these fields."""
+        train, valid = read(tables.measured, A, y, A_valid, y_valid, folds, weights, weights_valid)
+        if is_sparse(train.A):
+            raise TypeError("sparse features are not supported here: pass A.toarray(), if that fits into memory")
+        parts = assemble(Gaussian(), 1, train, valid, folds, intercept, None)
         for field in dataclasses.fields(parts):
             setattr(self, field.name, getattr(parts, field.name))
-        return A
+        shape = (train.A.shape[1], 1)
+        self.shape = shape if valid else (len(self.train.weights), *shape)
 
     @abc.abstractmethod
     def penalty(self, theta: Theta) -> tuple[Float[Array, " features"], Scalar]:
@@ -81,7 +81,8 @@ class L1Model(AbstractNonsmoothProblem):
         self, x: Weights
     ) -> tuple[Float[Array, "*folds features columns"], Float[Array, "*folds columns"]]:
         """(weights, intercepts): scores of a row a of features are a @ weights + intercepts, for each fold."""
-        return x, scored(self.train, self.shift, x, 0.0)
+        none = self.mix is None
+        return x, jnp.zeros_like(x[..., 0, :]) if none else unpenalised(self.train, self.shift, self.mix, x)[..., 0, :]
 
     @property
     def largest(self) -> Scalar:
@@ -123,7 +124,7 @@ class L1Model(AbstractNonsmoothProblem):
     def slope(self, theta, x, memory, max_cost):
         lam, rho = self.penalty(theta)
         g_x = jax.grad(self.upper)(x, theta)
-        K, p = self.train.means.shape
+        K, _, p = self.train.means.shape
 
         def adjoint(fold):
             (w, m, b), x, g = fold
@@ -142,6 +143,6 @@ class L1Model(AbstractNonsmoothProblem):
         return jax.grad(pull)(theta), jnp.asarray(self.slope_cost(x))
 
     def _fold(self, w, m, b, lam, rho) -> l1_fold.Fold:
-        root = jnp.sqrt(w)
-        B, c = root[:, None] * (self.train.A - m[None]), root * (self.train.y[0] - b)
+        root, given = jnp.sqrt(w), self.train.fixed
+        B, c = root[:, None] * (self.train.A - given @ m), root * (self.train.y[0] - given @ b[:, 0])
         return l1_fold.Fold.of(B, c, self.train.norm, lam, rho)

@@ -44,10 +44,10 @@ class Lasso(L1Model):
         penalties: Any = None,
         ridge: float = 0.0,
     ):
-        A = self.take(A, y, A_valid, y_valid, folds, weights, weights_valid, intercept)
+        self.take(A, y, A_valid, y_valid, folds, weights, weights_valid, intercept)
         if not 0 <= ridge < math.inf:
             raise ValueError(f"ridge must be a number that is not negative, not {ridge!r}")
-        self.penalties, self.ridge = tables.shared(penalties, A.shape[1], 1, A.dtype), float(ridge)
+        self.penalties, self.ridge = tables.shared(penalties, self.shape[-2], 1, self.train.A.dtype), float(ridge)
 
     def start(self, points: int = 50, least: float = 1e-3) -> Scalar:
         """The log of the best one penalty, for all features, of `points` from `largest` down to `least` times that:

@@ -8,24 +8,30 @@ are one, in x (K, features, columns); its Hessian has a block for each. So mu, L
 the extremes of the folds', and J's columns, of which each has a part in every fold, have the norm of all parts
 together. With validation rows of their own K is 1, and x (features, columns).
 
-Intercept. Gaussian: the best b_k = ybar_k - abar_k^T x_k, means over the rows that fold k learns from; put in, it
-leaves (a_i - abar_k) and (y_i - ybar_k) in place of a_i and y_i. The other families have no such formula, and with a
-free intercept no mu: the curvature along it vanishes where all rows are fitted well. There
-b_k = base_k + d_k - abar_k^T x_k, base_k the best where x = 0, and d_k, which then is small, has a penalty of its own,
-`assemble.HELD`, which is not learnt: a last row of x.
+What is not penalised. Gaussian: the columns u_i, an intercept's ones among them, are eliminated (`fixed`): their best
+weights, put in, leave a_i - M_k^T u_i and y_i - b_k^T u_i in place of a_i and y_i. The other families have no such
+formula, and with a free intercept no mu: the curvature along it vanishes where all rows are fitted well. There it is
+base_k + d_k - abar_k^T x_k, abar_k the mean over the rows that fold k learns from, base_k the best where x = 0, and
+d_k, which then is small, has a penalty of its own, `assemble.HELD`, which is not learnt: a last row of x.
+
+Offsets o_i are added to the scores; gaussian: taken from the targets.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bilevel import AbstractProblem, Bounds, Constants
 
-from .assemble import Parts
-from .families import Multinomial
+from . import tables
+from .assemble import assemble, read
+from .families import AbstractFamily, Multinomial
+from .fold_rows import unpenalised
 from .penalties import AbstractPenalties
 from .rows import AbstractRows
 
@@ -35,19 +41,61 @@ Scalar = Float[Array, ""]
 
 
 class LinearModel(AbstractProblem):
-    """What `LinearRegression`, `LogisticRegression` and `PoissonRegression` have in common."""
+    """What `LinearRegression`, `LogisticRegression`, `BinomialRegression` and `PoissonRegression` have in common."""
 
+    family: ClassVar[AbstractFamily]
     train: AbstractRows
     valid: AbstractRows
     penalties: AbstractPenalties
     held: Float[Array, "1 1"] | None  # the penalty of an intercept that is held
-    shift: Float[Array, " features"] | None  # what was taken off the features
+    shift: Float[Array, "fixed features"] | None  # what was taken off the features, in columns U
+    mix: Float[Array, "fixed fixed"] | None  # that are the given ones times this
+    order: Int[Array, " all"] | None  # where each given feature is: first what is penalised, then what is not
+    intercept: bool = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def take(self, parts: Parts) -> None:
-        """In a constructor: all fields but the penalties."""
+    def __init__(
+        self,
+        A: Any,
+        y: Any,
+        A_valid: Any = None,
+        y_valid: Any = None,
+        *,
+        folds: Any = None,
+        weights: Any = None,
+        weights_valid: Any = None,
+        offset: Any = None,
+        offset_valid: Any = None,
+        intercept: bool = False,
+        penalised: Any = None,
+        penalties: Any = None,
+    ):
+        train, valid = read(
+            self._table, A, y, A_valid, y_valid, folds, weights, weights_valid, offset, offset_valid
+        )  # fmt: skip
+        (A, y, *_), split = train, valid is not None
+        columns = self._columns(y, valid.y if split else y)
+        chosen = tables.chosen(penalised, A.shape[1])
+        p = A.shape[1] if chosen is None else int(chosen.sum())
+        self.penalties = tables.shared(penalties, p, columns, A.dtype)
+        parts = assemble(self.family, columns, train, valid, folds, intercept, chosen)
         for field in dataclasses.fields(parts):
             setattr(self, field.name, getattr(parts, field.name))
+        self.intercept, self.order = intercept, None if chosen is None else jnp.asarray(tables.back(chosen))
+        shape = (p + (self.held is not None), columns)
+        self.shape = shape if split else (len(self.train.weights), *shape)
+
+    @staticmethod
+    @abc.abstractmethod
+    def _table(name, A, y):
+        """Features and targets that were looked at; see `tables`."""
+
+    @staticmethod
+    def _columns(y, y_valid):
+        """How many columns of scores these targets need: one each, (targets, n)."""
+        if len(y_valid) != len(y):
+            raise ValueError(f"train has {len(y)} targets a row, valid {len(y_valid)}: they must be the same")
+        return len(y)
 
     def lower(self, x: Weights, theta: Theta) -> Scalar:
         """h(x, theta). Raises ValueError if theta has a wrong shape."""
@@ -78,7 +126,7 @@ class LinearModel(AbstractProblem):
         penalty = self._penalty(theta)
         mu = jnp.min(penalty)
         W, columns = penalty / mu, self.shape[-1]
-        family, L_upper, L_hessian = self.train.family, None, None
+        family, L_upper, L_hessian = self.family, None, None
         if family.smooth is not None:
             L_upper = family.smooth * self.valid.weighted(W, columns)
         if family.bend is not None:
@@ -104,7 +152,7 @@ class LinearModel(AbstractProblem):
         mu = jnp.min(penalty)
         W, columns = penalty / mu, self.shape[-1]
         L_upper = None
-        if self.train.family.smooth is None:
+        if self.family.smooth is None:
             L_upper = _times(self.valid.smooth(x, radius), self.valid.weighted(W, columns))
         return Bounds(
             J=self.penalties.cross_norm(theta, self._learnt(x), mu),
@@ -120,15 +168,23 @@ class LinearModel(AbstractProblem):
         does not depend on x, nor on the fold."""
         penalty = self._penalty(theta)
         inverse = self.train.inverse(penalty, self.shape[-1])
-        if not isinstance(self.train.family, Multinomial):
+        if not isinstance(self.family, Multinomial):
             return inverse
         shared = jnp.sum(self._spread(penalty), axis=-1, keepdims=True)
         return lambda r: inverse(r) + jnp.sum(r, axis=-1, keepdims=True) / shared
 
-    def coefficients(self, x: Weights) -> tuple[Float[Array, "*folds learnt columns"], Float[Array, "*folds columns"]]:
-        """(weights, intercepts): scores of a row a of features are a @ weights + intercepts, for each fold."""
+    def coefficients(self, x: Weights) -> tuple[Float[Array, "*folds all columns"], Float[Array, "*folds columns"]]:
+        """(weights, intercepts): scores of a row a of features, those included that are not penalised, are
+        a @ weights + intercepts, for each fold; offsets come on top."""
         weights = self._learnt(x)
-        return weights, scored(self.train, self.shift, weights, jnp.sum(x[..., weights.shape[-2] :, :], axis=-2))
+        if self.mix is None:
+            return weights, jnp.zeros_like(weights[..., 0, :])
+        held = 0.0 if self.held is None else x[..., -1:, :]
+        given = unpenalised(self.train, self.shift, self.mix, weights, held)
+        if self.order is not None:
+            free = given[..., int(self.intercept) :, :]
+            weights = jnp.concatenate([weights, free], axis=-2)[..., self.order, :]
+        return weights, given[..., 0, :] if self.intercept else jnp.zeros_like(weights[..., 0, :])
 
     def _learnt(self, x):
         """Without the row of an intercept."""
@@ -145,16 +201,6 @@ class LinearModel(AbstractProblem):
 
     def _spread(self, penalty):
         return jnp.broadcast_to(penalty, self.shape)
-
-
-def scored(train, shift, weights, held):
-    """The intercepts of features that were centred; zero where there are none."""
-    if shift is None:
-        return jnp.zeros_like(weights[..., 0, :])
-    folds = weights.ndim == 3
-    means, base = (v if folds else v[0] for v in (train.means[:, : shift.size], train.base))
-    centre = shift[None] + means if folds else shift + means
-    return base + held - jnp.einsum("...p,...pc->...c", centre, weights, precision="highest")
 
 
 def _times(a, b):

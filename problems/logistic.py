@@ -7,18 +7,14 @@ theta's shape says what is shared: () one penalty in all, (1, classes) one per c
 (features, classes) one per weight. Section 4.4 of arXiv 2308.10098.
 """
 
-from typing import Any
-
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from . import tables
-from .assemble import assemble
 from .families import Multinomial
 from .inputs import classes
 from .linear_model import LinearModel
-from .rows import MeanRows
+from .sparse import Features
 
 
 class LogisticRegression(LinearModel):
@@ -31,8 +27,10 @@ class LogisticRegression(LinearModel):
 
     - `folds`: in place of validation data, which rows each fold leaves out; a number of folds (stratified, shuffled by
       a fixed seed), or what `folds.masks` takes. h is then the sum over the folds, g the mean of their losses on the
-      rows left out. - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those
+      rows left out.
+    - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those
       of the rows left out, too.
+    - `offset` (n, classes), `offset_valid`: added to the scores.
     - `intercept`: one more row of W, not learnt to be penalised: it is held by 1e-6/2 d^2, d how far it is from what it
       is best without features (see `linear_model`). Without it, append a column of ones, penalised like any feature.
     - `penalties`: groups of features (features,), numbered from 0, theta (groups,); or a matrix B (features, d), theta
@@ -41,40 +39,16 @@ class LogisticRegression(LinearModel):
     Raises ValueError for shapes, labels, folds and values that do not fit, TypeError for dtypes and sparse features.
     """
 
-    classes: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        A: Any,
-        y: Any,
-        A_valid: Any = None,
-        y_valid: Any = None,
-        *,
-        folds: Any = None,
-        weights: Any = None,
-        weights_valid: Any = None,
-        intercept: bool = False,
-        penalties: Any = None,
-    ):
-        split = tables.one_split(A_valid, y_valid, folds)
-        A, y = tables.labelled("train", A, y)
-        valid = None
-        if split:
-            valid = tables.labelled("valid", A_valid, y_valid)
-            tables.alike(A, valid[0])
-        self.classes = classes(y, valid[1] if split else y)
-        y = jnp.asarray(y, jnp.int32)
-        if split:
-            valid = valid[0], jnp.asarray(valid[1], jnp.int32)
-        self.penalties = tables.shared(penalties, A.shape[1], self.classes, A.dtype)
-        if split and weights is None and weights_valid is None and not intercept:
-            self.train, self.valid = MeanRows(A, y), MeanRows(*valid)
-            self.held, self.shift, self.shape = None, None, (A.shape[1], self.classes)
-            return
-        self.take(assemble(Multinomial(), self.classes, A, y, valid, folds, weights, weights_valid, intercept))
+    family = Multinomial()
+    _table = staticmethod(tables.labelled)
+    _columns = staticmethod(classes)
 
     @property
-    def A(self) -> Float[Array, "n features"]:
+    def classes(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def A(self) -> Features:
         return self.train.A
 
     @property
@@ -82,7 +56,7 @@ class LogisticRegression(LinearModel):
         return self.train.y
 
     @property
-    def A_valid(self) -> Float[Array, "n_valid features"]:
+    def A_valid(self) -> Features:
         return self.valid.A
 
     @property

@@ -1,51 +1,11 @@
 """Least squares, binary and Poisson regression with learned penalties, on one split or on folds: see `linear_model`."""
 
-import abc
-from typing import Any, ClassVar
-
 from . import tables
-from .assemble import assemble
-from .families import AbstractFamily, Binomial, Gaussian, Poisson
+from .families import Binomial, Gaussian, Poisson
 from .linear_model import LinearModel
 
 
-class _Regression(LinearModel):
-    family: ClassVar[AbstractFamily]
-    several: ClassVar[bool] = False  # targets a row
-
-    def __init__(
-        self,
-        A: Any,
-        y: Any,
-        A_valid: Any = None,
-        y_valid: Any = None,
-        *,
-        folds: Any = None,
-        weights: Any = None,
-        weights_valid: Any = None,
-        intercept: bool = False,
-        penalties: Any = None,
-    ):
-        split = tables.one_split(A_valid, y_valid, folds)
-        A, y = tables.measured("train", A, y, self.several)
-        self._look("train", y)
-        valid = None
-        if split:
-            valid = tables.measured("valid", A_valid, y_valid, self.several)
-            self._look("valid", valid[1])
-            tables.alike(A, valid[0])
-            if len(valid[1]) != len(y):
-                raise ValueError(f"train has {len(y)} targets a row, valid {len(valid[1])}: they must be the same")
-        self.penalties = tables.shared(penalties, A.shape[1], len(y), A.dtype)
-        self.take(assemble(self.family, len(y), A, y, valid, folds, weights, weights_valid, intercept))
-
-    @staticmethod
-    @abc.abstractmethod
-    def _look(name, y):
-        """Raises ValueError for targets out of the family's range."""
-
-
-class LinearRegression(_Regression):
+class LinearRegression(LinearModel):
     """`LinearRegression(A, y, A_valid, y_valid)`, or `LinearRegression(A, y, folds=5)`: ridge regression.
 
         h = 1/2 sum_i w_i ||x^T a_i - y_i||^2 + 1/2 sum_j e^{theta_j} x_j^2,     g the same loss on the rows left out
@@ -55,20 +15,21 @@ class LinearRegression(_Regression):
     (features, targets). The weights w sum to 1, so scikit-learn's alpha is e^theta times the sum of the rows' weights.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
-    `intercept`: not penalised; eliminated, which centres features and targets with each fold's weights.
+    `intercept`: not penalised; eliminated, which centres features and targets with each fold's weights. `penalised`
+    (features,): False for other columns that are not; they are eliminated too, and neither in x nor in theta nor in
+    `penalties`, but in `coefficients(x)`. `offset` (n,) or (n, targets), `offset_valid`: taken from the targets.
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
     """
 
     family = Gaussian()
-    several = True
 
     @staticmethod
-    def _look(name, y):
-        pass
+    def _table(name, A, y):
+        return tables.measured(name, A, y, several=True)
 
 
-class BinomialRegression(_Regression):
+class BinomialRegression(LinearModel):
     """`BinomialRegression(A, y, A_valid, y_valid)`, or `BinomialRegression(A, y, folds=5)`: shares, or two classes.
 
         h = sum_i w_i (log(1 + e^{s_i}) - y_i s_i) + 1/2 sum_j e^{theta_j} x_j^2,     s_i = x^T a_i
@@ -81,12 +42,14 @@ class BinomialRegression(_Regression):
     family = Binomial()
 
     @staticmethod
-    def _look(name, y):
+    def _table(name, A, y):
+        A, y = tables.measured(name, A, y)
         if not ((y >= 0) & (y <= 1)).all():
             raise ValueError(f"{name} targets are shares: some of them are not in [0, 1]")
+        return A, y
 
 
-class PoissonRegression(_Regression):
+class PoissonRegression(LinearModel):
     """`PoissonRegression(A, y, A_valid, y_valid)`, or `PoissonRegression(A, y, folds=5)`: counts, with a log link.
 
         h = sum_i w_i (e^{s_i} - y_i s_i) + 1/2 sum_j e^{theta_j} x_j^2 + terms of y alone,      s_i = x^T a_i
@@ -98,7 +61,8 @@ class PoissonRegression(_Regression):
     A certificate is infinite until ||x - xhat|| is known to be small.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
-    `intercept`: held by 1e-6/2 d^2, d how far it is from the logarithm of the mean count (see `linear_model`).
+    `offset` (n,), `offset_valid`: added to s, as the logarithm of an exposure. `intercept`: held by 1e-6/2 d^2, d how
+    far it is from what is best without features, the logarithm of the mean count (see `linear_model`).
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
     """
@@ -106,6 +70,8 @@ class PoissonRegression(_Regression):
     family = Poisson()
 
     @staticmethod
-    def _look(name, y):
+    def _table(name, A, y):
+        A, y = tables.measured(name, A, y)
         if (y < 0).any():
             raise ValueError(f"{name} targets are counts: some of them are negative")
+        return A, y

@@ -19,6 +19,7 @@ After Franceschi et al. 2017 (arXiv 1703.01785, section 5.1).
 
 import abc
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bilevel import AbstractProblem, Bounds, Constants
 
 from . import tables
-from .assemble import assemble
+from .assemble import assemble, read
 from .families import Binomial, Gaussian, Multinomial, Poisson
 from .inputs import classes
 from .rows import AbstractRows
@@ -82,7 +83,6 @@ class Reweighted(AbstractReweighted):
 
     train: AbstractRows
     valid: AbstractRows
-    lengths: Float[Array, " n"]
     groups: Int[Array, " n"] | None
     sizes: Float[Array, " groups"] | None
 
@@ -96,22 +96,24 @@ class Reweighted(AbstractReweighted):
             raise ValueError(
                 f"penalty must be positive and finite, not {penalty!r}: without it h is not strongly convex"
             )
-        (A, y), (A_valid, y_valid), columns = _tables(family, (A, y), (A_valid, y_valid))
-        parts = assemble(FAMILIES[family], columns, A, y, (A_valid, y_valid), None, None, None, False)
+        several = family == "gaussian"
+        look = tables.labelled if family == "multinomial" else partial(tables.measured, several=several)
+        train, valid = read(look, A, y, A_valid, y_valid, None, None, None)
+        columns, n = _columns(family, train.y, valid.y), train.A.shape[0]
+        parts = assemble(FAMILIES[family], columns, train._replace(weights=np.ones(n)), valid, None, False, None)
         self.train, self.valid = parts.train, parts.valid
-        self.penalty = jax.device_put(np.asarray(penalty, A.dtype))
-        self.lengths = jnp.sqrt(jnp.sum(A**2, axis=1))
-        self.groups, self.sizes = _groups(groups, *A.shape[:1], A.dtype)
+        self.penalty = jax.device_put(np.asarray(penalty, train.A.dtype))
+        self.groups, self.sizes = _groups(groups, n, train.A.dtype)
 
     def weights(self, theta: Theta) -> Float[Array, " n"]:
         """s(theta) of every example, in (0, 1). Raises ValueError if theta has a wrong shape."""
-        count = len(self.lengths if self.sizes is None else self.sizes)
+        count = self.train.A.shape[0] if self.sizes is None else len(self.sizes)
         if jnp.shape(theta) != (count,):
             raise ValueError(f"theta must have shape ({count},), not {jnp.shape(theta)}")
         return self._spread(jax.nn.sigmoid(theta))
 
     def losses(self, x: Model) -> Float[Array, " n"]:
-        return self.train.family.losses(self.train.scores(x, self.train.base), self.train.y)[0]
+        return self.train.family.losses(self.train.scores(x), self.train.y)[0]
 
     def upper(self, x: Model, theta: Theta) -> Scalar:
         """The mean loss on the clean rows."""
@@ -119,34 +121,34 @@ class Reweighted(AbstractReweighted):
 
     def guess(self, theta: Theta) -> Model:
         """Zeros."""
-        return jnp.zeros((self.train.A.shape[1], self.train.base.shape[1]), self.train.A.dtype)
+        return jnp.zeros((self.train.A.shape[1], self.train.base.shape[-1]), self.train.A.dtype)
 
     def constants(self, theta: Theta) -> Constants:
         """As the equations of this module, and those of `linear_model.LinearModel` with one fold and no metric."""
-        rows, family = self.train, self.train.family
-        slopes, spread = self._slopes(theta), jnp.sqrt(rows.norm / len(self.lengths))
+        rows, family, n, lengths = self.train, self.train.family, self.train.A.shape[0], self.train.lengths[0]
+        slopes, spread = self._slopes(theta), jnp.sqrt(rows.norm / n)
         smooth, bend = family.smooth, family.bend
         # mean of s_i l_i at xhat <= at 0, and s' <= s
-        left = jnp.sqrt(jnp.mean(family.residuals(rows.y, rows.base)[0] ** 2) / len(self.lengths))
+        left = jnp.sqrt(jnp.mean(family.residuals(rows.y, rows.scores(self.guess(theta)))[0] ** 2) / n)
         return Constants(
             mu=self.penalty,
             L=rows.steepness() + self.penalty,
             L_upper=None if smooth is None else smooth * self.valid.norm,
             L_upper_theta=0.0,
-            L_hessian=None if bend is None else bend * jnp.max(self.weights(theta) * self.lengths) * rows.norm,
+            L_hessian=None if bend is None else bend * jnp.max(self.weights(theta) * lengths) * rows.norm,
             L_cross=None if smooth is None else smooth * jnp.max(slopes) * rows.longest * spread,
             rounding=rows.terms(),
-            rounding_cross=3 * jnp.max(slopes * self.lengths) * left,
+            rounding_cross=3 * jnp.max(slopes * lengths) * left,
             concordance=family.factor * rows.longest,
             convex_upper=True,
         )
 
     def bounds(self, x: Model, theta: Theta, q: Model, radius: Scalar) -> Bounds:
         """See above; Poisson's D is the largest on the ball."""
-        rows, spread = self.train, jnp.sqrt(self.train.norm / len(self.lengths))
+        rows, spread = self.train, jnp.sqrt(self.train.norm / self.train.A.shape[0])
         slopes, smooth, bend = self._slopes(theta), rows.smooth(x, radius), rows.bend(x, radius)
-        residuals = jax.grad(lambda s: jnp.sum(rows.family.losses(s, rows.y)))(rows.scores(x, rows.base))[0]
-        along = jnp.sqrt(jnp.sum(rows.scores(q, 0.0)[0] ** 2, axis=0))
+        residuals = jax.grad(lambda s: jnp.sum(rows.family.losses(s, rows.y)))(rows.scores(x))[0]
+        along = jnp.sqrt(jnp.sum(rows.scores(q)[0] ** 2, axis=0))
         L_upper = self.valid.smooth(x, radius) * self.valid.norm if rows.family.smooth is None else None
         return Bounds(
             J=jnp.max(slopes * jnp.sqrt(jnp.sum(residuals**2, axis=0))) * spread,
@@ -160,7 +162,8 @@ class Reweighted(AbstractReweighted):
         """P^{-1} for P = t mean(s) G + penalty, t the family's typical curvature; where all classes shift alike,
         which H sees through the penalty alone, P = penalty."""
         mean = jnp.mean(self.weights(theta))
-        inverse, columns = self.train.inverse(self.penalty / mean, self.train.base.shape[1]), self.train.base.shape[1]
+        columns = self.train.base.shape[-1]
+        inverse = self.train.inverse(self.penalty / mean, columns)
         if not isinstance(self.train.family, Multinomial):
             return lambda r: inverse(r) / mean
         return lambda r: inverse(r) / mean + jnp.sum(r, axis=-1, keepdims=True) / (columns * self.penalty)
@@ -174,23 +177,17 @@ class Reweighted(AbstractReweighted):
         return self._spread(s * (1 - s) * (1.0 if self.sizes is None else jnp.sqrt(self.sizes)))
 
 
-def _tables(family, train, valid):
-    """Both tables, checked, and how many columns x has."""
+def _columns(family, y, y_valid):
+    """How many columns x has; ValueError for targets out of the family's range."""
     if family == "multinomial":
-        train, valid = (tables.labelled(name, *t) for name, t in (("train", train), ("valid", valid)))
-        tables.alike(train[0], valid[0])
-        count = classes(train[1], valid[1])
-        return *((A, jnp.asarray(y, jnp.int32)) for A, y in (train, valid)), count
-    several = family == "gaussian"
-    train, valid = (tables.measured(name, *t, several) for name, t in (("train", train), ("valid", valid)))
-    tables.alike(train[0], valid[0])
-    for name, (_, y) in (("train", train), ("valid", valid)):
-        low, high = {"binomial": (0, 1), "poisson": (0, math.inf), "gaussian": (-math.inf, math.inf)}[family]
-        if not ((y >= low) & (y <= high)).all():
+        return classes(y, y_valid)
+    low, high = {"binomial": (0, 1), "poisson": (0, math.inf), "gaussian": (-math.inf, math.inf)}[family]
+    for name, targets in (("train", y), ("valid", y_valid)):
+        if not ((targets >= low) & (targets <= high)).all():
             raise ValueError(f"{name} targets of the {family} family must lie in [{low}, {high}]")
-    if len(train[1]) != len(valid[1]):
-        raise ValueError(f"train has {len(train[1])} targets a row, valid {len(valid[1])}: they must be the same")
-    return train, valid, len(train[1])
+    if len(y) != len(y_valid):
+        raise ValueError(f"train has {len(y)} targets a row, valid {len(y_valid)}: they must be the same")
+    return len(y)
 
 
 def _groups(groups, n, dtype):

@@ -7,13 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import ElasticNet as PlainElasticNet
+from sklearn.linear_model import Lasso as PlainLasso
+from sklearn.linear_model import LassoCV, LogisticRegressionCV, RidgeCV
 from sklearn.linear_model import LogisticRegression as PlainLogistic
-from sklearn.linear_model import LogisticRegressionCV, RidgeCV
 from sklearn.linear_model import PoissonRegressor as PlainPoisson
 from sklearn.linear_model import Ridge as PlainRidge
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit, StratifiedKFold, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    LeaveOneOut,
+    ShuffleSplit,
+    StratifiedKFold,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -26,7 +37,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:The least populated class")
-@parametrize_with_checks([estimators.Ridge(), estimators.LogisticRegression(), estimators.PoissonRegressor()])
+@parametrize_with_checks(
+    [
+        estimators.Ridge(),
+        estimators.LogisticRegression(),
+        estimators.PoissonRegressor(),
+        estimators.Lasso(),
+        estimators.ElasticNet(),
+    ]
+)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -40,12 +59,22 @@ def scaled(load):
     return StandardScaler().fit_transform(X), y
 
 
+def golub():
+    """Activity of 3 051 genes of 38 people, from the folder that BILEVEL_DATA names."""
+    path = Path(os.environ.get("BILEVEL_DATA", ""), "golub", "golub.npz")
+    if not path.is_file():
+        pytest.skip("golub/golub.npz is not in BILEVEL_DATA")
+    with np.load(path) as file:
+        return StandardScaler().fit_transform(file["features"]), file["labels"]
+
+
 RIDGE = {
     "diabetes": diabetes,
     "cancer": lambda: scaled(load_breast_cancer),
     "wine": lambda: scaled(load_wine),
     "iris": lambda: scaled(load_iris),
     "digits": lambda: (load_digits().data[:600] / 16, load_digits().target[:600].astype(float)),
+    "golub": lambda: (golub()[0], golub()[1].astype(float)),
 }
 
 
@@ -72,6 +101,7 @@ LOGISTIC = {
     "wine": lambda: scaled(load_wine),
     "cancer": lambda: scaled(load_breast_cancer),
     "digits": lambda: (load_digits().data[:600] / 16, load_digits().target[:600]),
+    "golub": lambda: golub(),
 }
 
 
@@ -92,6 +122,15 @@ def test_one_penalty_is_that_of_logistic_regression_cv(name):
     assert abs(np.log10(model.penalties_ * peer.C_)) <= 0.25 * (1 + 1e-9)
     np.testing.assert_allclose(model.coef_, plain.coef_, rtol=0, atol=1e-6 * np.max(np.abs(plain.coef_)))
     np.testing.assert_allclose(model.predict_proba(X), plain.predict_proba(X), rtol=0, atol=1e-6)
+
+
+@pytest.mark.full
+def test_leave_one_out():
+    """RidgeCV's own formula for it, on a grid of 20 a decade."""
+    X, y = (part[:50] for part in diabetes())
+    model = estimators.Ridge(cv=LeaveOneOut()).fit(X, y)
+    peer = RidgeCV(np.logspace(-5, 3, 161)).fit(X, y)
+    assert abs(np.log10(model.penalties_ / peer.alpha_)) <= 0.05 * (1 + 1e-9)
 
 
 @pytest.mark.full
@@ -146,6 +185,46 @@ def test_composition_with_scikit_learn():
     weighted = estimators.Ridge(cv=folds).fit(X, Y[:, 0], weights)
     plain = PlainRidge(float(weighted.penalties_)).fit(X, Y[:, 0], weights)
     np.testing.assert_allclose(weighted.coef_, plain.coef_, rtol=1e-7)
+
+
+def test_lasso_and_elastic_net():
+    """One penalty: LassoCV's within one step of a grid of 33 a decade, and scikit-learn's coefficients and support."""
+    X, y = diabetes()
+    X, y = (X / X.std(axis=0))[:200], y[:200]
+    cv = KFold(3, shuffle=True, random_state=0)
+    model = estimators.Lasso(cv=cv).fit(X, y)
+    peer = LassoCV(cv=cv, alphas=100, tol=1e-8, max_iter=100_000).fit(X, y)
+    assert abs(np.log10(model.penalties_ / peer.alpha_)) <= 3 / 99 * (1 + 1e-9)
+    plain = PlainLasso(alpha=float(model.penalties_), tol=1e-10, max_iter=100_000).fit(X, y)
+    np.testing.assert_allclose(model.coef_, plain.coef_, rtol=0, atol=1e-6 * np.max(np.abs(plain.coef_)))
+    np.testing.assert_array_equal(model.coef_ == 0, plain.coef_ == 0)
+    assert 2 * model.solution_.value <= np.min(peer.mse_path_.mean(axis=1)) * (1 + 1e-5)
+    each = estimators.Lasso(cv=cv, penalties="feature", max_steps=30, tol=1e-3).fit(X, y)
+    assert each.penalties_.shape == (10,) and each.solution_.value <= model.solution_.value * (1 + 1e-3)
+    net = estimators.ElasticNet(cv=cv).fit(X, y)
+    lasso, ridge = net.penalties_
+    plain = PlainElasticNet(alpha=lasso + ridge, l1_ratio=lasso / (lasso + ridge), tol=1e-10, max_iter=100_000)
+    np.testing.assert_allclose(net.coef_, plain.fit(X, y).coef_, rtol=0, atol=1e-6 * np.max(np.abs(net.coef_)))
+
+
+def test_sparse_features_and_class_weights():
+    """What dense features give, to 1e-6; class weights are sample weights."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 6)) * (rng.random((40, 6)) < 0.5)
+    y = np.array(["no", "yes"])[(X[:, 0] + X[:, 1] + rng.standard_normal(40) / 2 > 0.5).astype(int)]
+    dense, sparse = (
+        estimators.LogisticRegression(cv=StratifiedKFold(3), class_weight="balanced", tol=1e-6).fit(kind(X), y)
+        for kind in (np.asarray, scipy.sparse.csc_array)
+    )
+    np.testing.assert_allclose(sparse.penalties_, dense.penalties_, rtol=1e-3)
+    np.testing.assert_allclose(sparse.predict_proba(scipy.sparse.csr_array(X)), dense.predict_proba(X), atol=1e-4)
+    assert sparse.solution_.certified and sparse.solution_.converged
+    plain = PlainLogistic(C=1 / float(dense.penalties_), class_weight="balanced", tol=1e-10, max_iter=1000).fit(X, y)
+    np.testing.assert_allclose(dense.coef_, plain.coef_, rtol=1e-5)
+    weights = np.where(y == "no", 3.0, 1.0)
+    told = estimators.LogisticRegression(cv=StratifiedKFold(3), class_weight={"no": 3.0, "yes": 1.0}).fit(X, y)
+    given = estimators.LogisticRegression(cv=StratifiedKFold(3)).fit(X, y, sample_weight=weights)
+    np.testing.assert_array_equal(told.coef_, given.coef_)
 
 
 IN_FLOAT32 = """

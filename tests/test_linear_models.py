@@ -40,15 +40,26 @@ def columns(kind):
     return CLASSES if kind == "multinomial" else 1
 
 
-def random_folds(kind, shape, intercept, features=FEATURES, penalties=None):
-    """Weighted rows, stratified folds, penalties from almost none to strong."""
+def offsets(kind, rng, rows=ROWS):
+    return 0.2 * rng.standard_normal((rows, CLASSES) if kind == "multinomial" else rows)
+
+
+FREE = np.array([True, True, False, True])  # the third column is not penalised
+
+
+def random_folds(kind, shape, intercept, features=FEATURES, penalties=None, more=False):
+    """Weighted rows, stratified folds, penalties from almost none to strong; `more`: offsets, and gaussian a column
+    that is not penalised."""
 
     def draw(rng, dtype):
         A, y = data(kind, rng, features=features)
         weights = rng.uniform(0.2, 1, len(y)) * (rng.random(len(y)) < 0.9)
         weights[: 3 * CLASSES] = 1
         folds = k_folds(len(y), FOLDS, seed=int(rng.integers(100)), labels=y if kind == "multinomial" else None)
-        problem = KINDS[kind](A, y, folds=folds, weights=weights, intercept=intercept, penalties=penalties)
+        options = dict(folds=folds, weights=weights, intercept=intercept, penalties=penalties)
+        if more:
+            options |= dict(offset=offsets(kind, rng), penalised=FREE if kind == "gaussian" else None)
+        problem = KINDS[kind](A, y, **options)
         return problem, jnp.asarray(rng.uniform(rng.choice([-6, -3]), 1, shape), dtype)
 
     return draw
@@ -60,16 +71,18 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 
 @EACH
 def test_folds_are_the_mean_of_separate_problems(kind):
-    """f and grad f to 1e-12, with weights and an intercept; and finite differences of f."""
+    """f and grad f to 1e-12, with weights, offsets, an intercept and, gaussian, a column that is not penalised; and
+    finite differences of f."""
     rng = np.random.default_rng(1)
     A, y = data(kind, rng)
-    weights = rng.uniform(0.5, 2, ROWS)
+    weights, offset, free = rng.uniform(0.5, 2, ROWS), offsets(kind, rng), FREE if kind == "gaussian" else None
     train = k_folds(ROWS, FOLDS, labels=y if kind == "multinomial" else None)
-    theta = jnp.asarray(rng.uniform(-3, 0, (FEATURES, columns(kind))))
-    problem = KINDS[kind](A, y, folds=train, weights=weights, intercept=True)
+    theta = jnp.asarray(rng.uniform(-3, 0, (FEATURES - (free is not None), columns(kind))))
+    problem = KINDS[kind](A, y, folds=train, weights=weights, intercept=True, offset=offset, penalised=free)
     whole = solved(problem, theta, problem.guess(theta))
     options = [
-        dict(weights=weights[rows], weights_valid=weights[~rows], intercept=True, A_valid=A[~rows], y_valid=y[~rows])
+        dict(A_valid=A[~rows], y_valid=y[~rows], weights=weights[rows], weights_valid=weights[~rows], intercept=True)
+        | dict(offset=offset[rows], offset_valid=offset[~rows], penalised=free)
         for rows in train
     ]
     parts = [KINDS[kind](A[rows], y[rows], **option) for rows, option in zip(train, options, strict=True)]
@@ -86,7 +99,8 @@ def test_folds_are_the_mean_of_separate_problems(kind):
 
     coefficients, intercepts = problem.coefficients(whole.x)
     scores = A @ np.asarray(coefficients[0]) + np.asarray(intercepts[0])
-    own = problem.valid.scores(whole.x, problem.valid.base)[0].T
+    own = problem.valid.scores(whole.x)[0].T
+    scores += 0 if kind == "gaussian" else offset.reshape(ROWS, -1)
     np.testing.assert_allclose(scores, own, rtol=1e-10, atol=1e-10)
 
 
@@ -97,7 +111,10 @@ SHARED = {
 CASES = [
     ("gaussian", (FEATURES, 1), True),
     ("multinomial", (FEATURES, CLASSES), False),
-    ("poisson", (), True),
+    ("poisson", (FEATURES, 1), "more"),
+    ("gaussian", (1, 1), "more"),
+    pytest.param("binomial", (), "more", marks=pytest.mark.full),
+    pytest.param("multinomial", (1, CLASSES), "more", marks=pytest.mark.full),
     pytest.param("gaussian", "groups", True, marks=pytest.mark.full),
     pytest.param("multinomial", "groups", True, marks=pytest.mark.full),
     pytest.param("poisson", "B", False, marks=pytest.mark.full),
@@ -122,7 +139,7 @@ def test_no_bound_is_violated(kind, shape, intercept, request):
     """x, value and hypergradient."""
     count = 130 if request.node.get_closest_marker("full") else 40
     shape, penalties = SHARED.get(shape, (shape, None))
-    draw = random_folds(kind, shape, intercept, penalties=penalties)
+    draw = random_folds(kind, shape, bool(intercept), penalties=penalties, more=intercept == "more")
     errors, bounds = measure(np.random.default_rng(0), draw, np.float64, NewtonCG(), count, tight)
     finite = np.isfinite(bounds)
     print(np.mean(finite, axis=0), np.median((bounds / np.maximum(errors, 1e-300))[finite.all(axis=1)], axis=0))
@@ -167,6 +184,49 @@ def test_norm_of_the_cross_derivative_is_exact(name):
     J = jax.jacobian(jax.grad(problem.lower), argnums=1)(x, theta).reshape(x.size, -1)
     J /= np.sqrt(problem.constants(theta).metric).reshape(-1, 1)
     np.testing.assert_allclose(problem.bounds(x, theta, x, jnp.asarray(1.0)).J, np.linalg.norm(J, 2), rtol=1e-10)
+
+
+def test_what_is_not_penalised_is_least_squares():
+    """Against the normal equations with a penalty of zero for an intercept and for a column."""
+    rng = np.random.default_rng(5)
+    A, y = data("gaussian", rng)
+    weights, offset = rng.uniform(0.2, 1, ROWS), offsets("gaussian", rng)
+    options = dict(weights=weights, offset=offset, offset_valid=offset, intercept=True, penalised=FREE)
+    problem = LinearRegression(A, y, A, y, **options)
+    x = bilevel.solve_lower(problem, np.array(-2.0), eps=1e-12, solver=NewtonCG()).x
+    coefficients, intercept = problem.coefficients(x)
+    all_ = np.column_stack([A, np.ones(ROWS)])
+    w = weights / weights.sum()
+    penalty = np.diag([*np.exp(-2.0) * FREE, 0])
+    expected = np.linalg.solve(all_.T @ (w[:, None] * all_) + penalty, all_.T @ (w * (y - offset)))
+    np.testing.assert_allclose([*coefficients[:, 0], *intercept], expected, rtol=1e-9)
+
+
+def test_exposure_is_an_offset():
+    """Counts at exposures e, offsets log e: those of rates y/e with weights w e, and what is best without features is
+    log(sum y / sum e)."""
+    rng = np.random.default_rng(6)
+    A, y = data("poisson", rng)
+    e = rng.uniform(0.2, 3, ROWS)
+    counted = PoissonRegression(A, y, A, y, offset=np.log(e), offset_valid=np.log(e), intercept=True)
+    np.testing.assert_allclose(counted.train.base[0, 0, 0], np.log(y.sum() / e.sum()), rtol=1e-14)
+    rated = PoissonRegression(A, y / e, A, y / e, weights=e, weights_valid=e)
+    counted = PoissonRegression(A, y, A, y, offset=np.log(e), offset_valid=np.log(e))
+    solved = [
+        bilevel.solve_lower(problem, np.array(theta), eps=1e-11, solver=NewtonCG()).x
+        for problem, theta in ((counted, -3.0), (rated, -3.0 - np.log(e.mean())))
+    ]
+    np.testing.assert_allclose(*solved, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["binomial", "multinomial"])
+def test_what_is_best_without_features_beside_offsets(kind):
+    """The intercept's gradient vanishes at x = 0."""
+    rng = np.random.default_rng(7)
+    A, y = data(kind, rng)
+    offset = 10 * offsets(kind, rng)
+    problem = KINDS[kind](A, y, A, y, offset=offset, offset_valid=offset, intercept=True)
+    assert np.max(np.abs(jax.grad(problem.lower)(jnp.zeros(problem.shape), jnp.asarray(0.0))[-1])) < 1e-13
 
 
 def test_an_infinite_ball_is_no_nan():
@@ -218,6 +278,13 @@ ERRORS = {
     "negative": (LinearRegression, (A, A[:, 0]), dict(folds=2, weights=-np.ones(6)), "none negative"),
     "empty fold": (LinearRegression, (A, A[:, 0]), dict(folds=Y, weights=1.0 * Y), "weight zero alone"),
     "valid weights": (LinearRegression, (A, A[:, 0]), dict(folds=2, weights_valid=np.ones(6)), "those of all rows"),
+    "valid offset": (LinearRegression, (A, A[:, 0]), dict(folds=2, offset_valid=np.ones(6)), "those of all rows"),
+    "half an offset": (BinomialRegression, (A, 1.0 * Y, A, 1.0 * Y), dict(offset=np.ones(6)), "go together"),
+    "offset of a class": (LogisticRegression, (A, Y), dict(folds=2, offset=np.ones(6)), r"shape \(6, 2\)"),
+    "not penalised": (BinomialRegression, (A, 1.0 * Y), dict(folds=2, penalised=Y == 0), r"\(6,\)|2 columns"),
+    "no bound": (BinomialRegression, (A, 1.0 * Y), dict(folds=2, penalised=Y[:2] == 0), "LinearRegression alone"),
+    "dependent": (LinearRegression, (A * 0 + 1, Y / 2), dict(folds=2, intercept=True, penalised=Y[:2] == 0), "depend"),
+    "nothing penalised": (LinearRegression, (A, A[:, 0]), dict(folds=2, penalised=Y[:2] > 5), "one at least"),
     "shares": (BinomialRegression, (A, A[:, 0] + 1), dict(folds=2), "not in"),
     "no event": (BinomialRegression, (A, A[:, 0] * 0), dict(folds=2, intercept=True), "one class"),
     "counts": (PoissonRegression, (A, -A[:, 0]), dict(folds=2), "negative"),

@@ -1,5 +1,8 @@
 """Newton's method, its systems by conjugate gradients."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -41,4 +44,8 @@ class NewtonCG(AbstractLowerSolver):
 
         memory, products, bad = lax.cond(it.dual <= (1 - 1e-4 * t) * previous, accept, shorten)
         base, d, _, t, _ = memory
-        return it.move(level, optax.tree.add_scale(base, t, d), memory, products, bad)
+        new = it.move(level, optax.tree.add_scale(base, t, d), memory, products, bad)
+        # e^s may overflow at the end of a full step: nothing of that point is kept, and the next step is shorter
+        lost = ~jnp.isfinite(new.dual) & jnp.isfinite(it.dual) & (t > 1e-9)
+        kept = {name: getattr(it, name) for name in ("x", "rho", "residual", "dual", "L")}
+        return jax.tree.map(partial(jnp.where, lost), dataclasses.replace(new, **kept), new)

@@ -8,5 +8,7 @@ whatever the process has set for JAX, on NumPy arrays in and out.
 """
 
 from ._classifier import LogisticRegression as LogisticRegression
+from ._lasso import ElasticNet as ElasticNet
+from ._lasso import Lasso as Lasso
 from ._regressors import PoissonRegressor as PoissonRegressor
 from ._regressors import Ridge as Ridge

@@ -11,8 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from .._problem import AbstractProblem
 from .._results import RESULTS
-from ..problems.linear_model import LinearModel
 from ._learn import Learnt, learn
 from ._padding import Table
 
@@ -26,6 +26,8 @@ class LinearEstimator(BaseEstimator):
     """
 
     _rescale = True
+    _learner = staticmethod(learn)
+    _shared = SHARED
 
     def __init__(self, *, cv: Any = 5, penalties: Any = "one", tol: Any = 1e-5, max_steps: Any = 200):
         self.cv = cv
@@ -33,7 +35,7 @@ class LinearEstimator(BaseEstimator):
         self.tol = tol
         self.max_steps = max_steps
 
-    def _learn(self, X, y, sample_weight, make: type[LinearModel], split_by: Any, classifier: bool) -> Learnt:
+    def _learn(self, X, y, sample_weight, make: type[AbstractProblem], split_by: Any, classifier: bool) -> Learnt:
         """Everything from checked arrays: sets `coef_`, `intercept_`, `penalties_`, `solution_`, `n_iter_`."""
         if not (isinstance(self.tol, Real) and self.tol > 0):
             raise ValueError(f"tol must be positive, not {self.tol!r}")
@@ -49,36 +51,39 @@ class LinearEstimator(BaseEstimator):
         ]
         splits = [(rows[weights[rows] > 0], left[weights[left] > 0]) for rows, left in splits]
         splits = [(rows, left) for rows, left in splits if len(left)]
-        table = Table(np.asarray(X, np.float64), y, weights, splits)
+        table = Table(X, y, weights, splits)
         with jax.enable_x64(True):
-            learnt = learn(make, table, sharing, float(self.tol), int(self.max_steps), self._rescale)
+            learnt = self._learner(make, table, sharing, float(self.tol), int(self.max_steps), self._rescale)
         self.solution_, self.n_iter_ = learnt.solution, learnt.solution.steps
         scale = learnt.mass if self._rescale else 1.0
         self.penalties_ = np.exp(learnt.log_penalties.T) * scale
         if self.penalties_.ndim == 2 and 1 in self.penalties_.shape:
             self.penalties_ = self.penalties_.ravel()
-        if not learnt.solution.converged and learnt.solution.result != RESULTS.accuracy_floor:
+        ended = learnt.solution.result
+        if not (learnt.solution.converged or ended == RESULTS.accuracy_floor or ended == RESULTS.settled):
             warnings.warn(learnt.solution.message, ConvergenceWarning, stacklevel=3)
         return learnt
 
     def _sharing(self, features):
         if isinstance(self.penalties, str):
-            if self.penalties not in SHARED:
-                raise ValueError(f"penalties={self.penalties!r}: one of {SHARED}, or an array of group labels")
+            if self.penalties not in self._shared:
+                raise ValueError(f"penalties={self.penalties!r}: one of {self._shared}, or an array of group labels")
             return self.penalties
         groups = np.asarray(self.penalties)
         if groups.shape != (features,):
             raise ValueError(
-                f"penalties of shape {groups.shape}: pass one of {SHARED}, or {features} labels, a feature's group each"
+                f"penalties of shape {groups.shape}: pass one of {self._shared}, or {features} labels, a feature's "
+                "group each"
             )
         return np.unique(groups, return_inverse=True)[1]
 
     def _scores(self, X):
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        X = validate_data(self, X, reset=False, dtype=np.float64, accept_sparse="csr")
         return X @ self.coef_.T + self.intercept_
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
+        tags.input_tags.sparse = True
         return tags

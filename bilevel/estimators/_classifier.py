@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from ..problems.logistic import LogisticRegression as Multinomial
 from ..problems.regression import BinomialRegression
@@ -19,13 +20,20 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         min over w, b of  sum_i s_i CE(w^T x_i + b, y_i) + 1/2 sum_j alpha_j w_j^2,           s: sample_weight
 
     y (n,): labels of any kind, two classes or more; scikit-learn's C is 1/alpha. A number of folds is stratified. With
-    two classes w is one vector, and "class" is "one". Parameters, attributes and errors as in `Ridge`; `coef_` is
-    (classes, features), or (1, features) for two classes, and `classes_` their labels.
+    two classes w is one vector, and "class" is "one". `class_weight`: None, "balanced", or a dict from labels to
+    weights; they multiply sample_weight, in the loss of the rows left out, too. Other parameters, attributes and errors
+    as in `Ridge`; `coef_` is (classes, features), or (1, features) for two classes, and `classes_` their labels.
     """
+
+    def __init__(
+        self, *, cv: Any = 5, penalties: Any = "one", class_weight: Any = None, tol: Any = 1e-5, max_steps: Any = 200
+    ):
+        super().__init__(cv=cv, penalties=penalties, tol=tol, max_steps=max_steps)
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LogisticRegression":
         """Learn penalties and weights."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = validate_data(self, X, y, dtype=np.float64, accept_sparse="csr")
         check_classification_targets(y)
         used = np.ones(len(y), bool) if sample_weight is None else np.asarray(sample_weight) != 0
         if not used.any():
@@ -39,6 +47,9 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         binary = len(self.classes_) == 2
         targets = labels.astype(np.float64) if binary else labels.astype(np.int64)
         make = BinomialRegression if binary else Multinomial
+        if self.class_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            sample_weight = sample_weight * compute_sample_weight(self.class_weight, y)
         learnt = self._learn(X, targets, sample_weight, make, labels, classifier=True)
         self.coef_, self.intercept_ = learnt.coef.T, learnt.intercept
         return self

@@ -30,6 +30,9 @@ from ._padding import Table, padded
 GRID = 16  # penalties, from what leaves nearly nothing of the weights to what leaves the least column nearly free
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
 HELD = 1e-10  # of an intercept, at the end
+DECIMALS = (
+    3  # of log penalties: finer than `tol` tells, and one problem said in two ways (weights, repeats) has one end
+)
 
 
 class Learnt(NamedTuple):
@@ -70,8 +73,8 @@ def learn(
     )  # fmt: skip
     mass = np.mean([table.weights[rows].sum() for rows, _ in table.splits])
     shrink = mass / table.weights.sum() if rescale else 1.0
-    coef, intercept = _refit(make, table, groups, solution, math.log(shrink))
-    theta = np.asarray(solution.theta)
+    theta = np.round(solution.theta, DECIMALS)
+    coef, intercept = _refit(make, table, groups, theta + math.log(shrink), np.mean(solution.x, axis=0))
     if shape[:1] == (table.A.shape[1],):
         theta = theta[:p]
     return Learnt(coef[:p], intercept, theta, mass, solution)
@@ -87,9 +90,7 @@ def _shape(sharing, problem, groups):
 def _range(problem, p):
     """The least and the largest log penalty worth a look, by the features' mean squares in the last step's units."""
     rows = problem.train
-    w = np.mean(np.asarray(rows.weights), axis=0)
-    centred = np.asarray(rows.A)[:, :p] - np.mean(np.asarray(rows.means), axis=0)[:p]
-    squares = w @ centred**2
+    squares = np.asarray(rows.mean_squares())[:p]
     squares = squares[squares > 1e-12 * squares.max()]
     curvature, top = float(rows.curvature), float(rows.norm)
     if not len(squares):  # constant features
@@ -119,10 +120,9 @@ def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array
     return problem.coefficients(x)
 
 
-def _refit(make, table, groups, solution: Solution, change: float) -> tuple[np.ndarray, np.ndarray]:
+def _refit(make, table, groups, theta, x) -> tuple[np.ndarray, np.ndarray]:
     A, y, w, _ = table
     problem = make(A, y, A, y, weights=w, weights_valid=w, intercept=True, penalties=groups)
     if problem.held is not None:
         problem = eqx.tree_at(lambda problem: problem.held, problem, jnp.full_like(problem.held, HELD))
-    x = jnp.mean(solution.x, axis=0)
-    return jax.device_get(_weights(problem, solution.theta + change, x))
+    return jax.device_get(_weights(problem, jnp.asarray(theta), jnp.asarray(x)))

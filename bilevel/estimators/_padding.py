@@ -3,28 +3,44 @@
 Neither changes anything: a row of weight zero is in no sum, and the weight of a column of zeros is zero at any penalty.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float, Shaped
+
+from ..problems.sparse import entries
 
 
 class Table(NamedTuple):
     """Features, targets, weights and the splits, as pairs (rows learnt from, rows left out) of indices."""
 
-    A: Float[np.ndarray, "n p"]
+    A: Any  # (n, p), dense or in SciPy's CSR format
     y: Shaped[np.ndarray, "n ..."]
     weights: Float[np.ndarray, " n"]
     splits: list[tuple[np.ndarray, np.ndarray]]
 
 
 def padded(table: Table) -> Table:
-    """The table at the next shape; rows that no split uses."""
+    """The table at the next shape; rows that no split uses. What is sparse gets entries of zero, too."""
     n, p = table.A.shape
     more = roomy(n, 32) - n
-    A = np.pad(table.A, ((0, more), (0, roomy(p, 4) - p)))
+    A = table.A
+    if scipy.sparse.issparse(A):
+        A = _padded_entries(A, (n + more, roomy(p, 4)))
+    else:
+        A = np.pad(A, ((0, more), (0, roomy(p, 4) - p)))
     y = np.pad(table.y, ((0, more), *[(0, 0)] * (table.y.ndim - 1)))
     return Table(A, y, np.pad(table.weights, (0, more)), table.splits)
+
+
+def _padded_entries(A, shape):
+    A = A.tocsr(copy=True)
+    A.sum_duplicates()
+    A = A.tocoo()
+    more = (0, roomy(A.nnz, 64) - A.nnz)
+    last = [np.pad(index, more, constant_values=size - 1) for index, size in zip((A.row, A.col), shape, strict=True)]
+    return entries(np.pad(A.data, more), *last, shape)
 
 
 def roomy(size: int, least: int) -> int:

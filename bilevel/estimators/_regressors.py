@@ -16,8 +16,8 @@ class Ridge(MultiOutputMixin, RegressorMixin, LinearEstimator):
 
         min over w, b of  sum_i s_i ||y_i - w^T x_i - b||^2 + sum_j alpha_j w_j^2,        s: sample_weight
 
-    X (n, features), y (n,) or (n, targets), real. The features should be of like scales where they share a penalty:
-    put a `StandardScaler` before it.
+    X (n, features), dense or SciPy-sparse, which stays sparse; y (n,) or (n, targets), real. The features should be of
+    like scales where they share a penalty: put a `StandardScaler` before it.
 
     **Parameters**
 
@@ -38,7 +38,9 @@ class Ridge(MultiOutputMixin, RegressorMixin, LinearEstimator):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Ridge":
         """Learn penalties and weights."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, accept_sparse="csr", multi_output=True, y_numeric=True, ensure_min_samples=2
+        )
         y = np.asarray(y, np.float64)
         learnt = self._learn(X, y, sample_weight, LinearRegression, y, classifier=False)
         self.coef_, self.intercept_ = learnt.coef.T, learnt.intercept
@@ -64,7 +66,7 @@ class PoissonRegressor(RegressorMixin, LinearEstimator):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "PoissonRegressor":
         """Learn penalties and weights."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        X, y = validate_data(self, X, y, dtype=np.float64, accept_sparse="csr", y_numeric=True, ensure_min_samples=2)
         y = np.asarray(y, np.float64)
         if (y < 0).any():
             raise ValueError("some value(s) of y are negative: Poisson regression is for counts")

@@ -1,0 +1,1 @@
+"""Linear models: what many penalties are worth on rows that nobody has seen."""
