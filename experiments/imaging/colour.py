@@ -1,6 +1,6 @@
 """Colour: one root for all channels of a pixel, beside a root for each channel.
 
-    h(x, theta) = 1/2 ||x - y||^2 + e^w sum over pixels of sqrt(|Dx|^2 + nu^2),    |Dx|^2 over all three channels, or one
+    h(x, theta) = 1/2 ||x - y||^2 + e^w sum over pixels of sqrt(|Dx|^2 + nu^2),   |Dx|^2 over all three channels, or one
 
 Central 256 x 256 pixels of the Kodak photographs in colour, noise of 25/255; weight and smoothing learnt by the default
 method on every other one, tested on the rest. Reads kodak/ in the folder that BILEVEL_DATA names, or else packaged
