@@ -94,7 +94,7 @@ bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default'
 
 reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
-imaging: $(IMAGING)  ## learnt denoisers on BSD68, twenty minutes; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
+imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, an hour; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 

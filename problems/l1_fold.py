@@ -63,7 +63,7 @@ class Iterate(NamedTuple):
     x: Vector
     error: Scalar
     floor: Scalar
-    index: Int[Array, " W"]
+    columns: Int[Array, " W"]
     gram: Float[Array, "W W"]
     k: Float[Array, " W"]
     size: Scalar
@@ -113,7 +113,7 @@ def solve(fold: Fold, x0: Vector, eps: Scalar, most: Scalar) -> Iterate:
 
     def step(it):
         moved, rounds = descend(fold, it)
-        x = it.x.at[it.index].set(moved)
+        x = it.x.at[it.columns].set(moved)
         return look(fold, lengths, x, it.cost + rounds * step_cost(n, p), it.best, it.since)
 
     return lax.while_loop(unfinished, step, start)
@@ -167,7 +167,7 @@ def least(gram: Float[Array, "W W"], inside: Bool[Array, " W"], count: Int[Array
 
 def descend(fold: Fold, it: Iterate) -> tuple[Float[Array, " W"], Int[Array, ""]]:
     """x on the working set, where the rest of x stays, and the rounds that it took."""
-    G, lam, rho, start = it.gram, fold.lam[it.index], fold.rho, it.x[it.index]
+    G, lam, rho, start = it.gram, fold.lam[it.columns], fold.rho, it.x[it.columns]
     b = it.k + rho * start + G @ start
     scale = jnp.diagonal(G) + rho
     goal = jnp.maximum(1e-4 * it.size, 4 * float(jnp.finfo(G.dtype).eps) * jnp.linalg.norm(b))

@@ -83,13 +83,15 @@ def test_elastic_net_with_folds_weights_and_an_intercept():
 
 
 def violations(draws, seed):
-    """Of x and of the value, at loose and tight accuracies; how many draws the reference could decide."""
+    """Of x and the value, with and without a ridge, at loose and tight accuracies; how many draws the reference could
+    decide."""
     found = decided = 0
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         A, y, V, v = data(rng.integers(2**31), correlated=rng.choice([0, 0.5, 2]))
-        problem, theta = Lasso(A, y, V, v), rng.uniform(-4, 0) + rng.uniform(-1, 1, (P, 1))
-        x = reference(A, y, np.exp(theta[:, 0]), 0.0)
+        ridge = rng.choice([0.0, 10 ** rng.uniform(-3, 0)])
+        problem, theta = Lasso(A, y, V, v, ridge=ridge), rng.uniform(-4, 0) + rng.uniform(-1, 1, (P, 1))
+        x = reference(A, y, np.exp(theta[:, 0]), ridge)
         if np.isnan(x).any():
             continue
         hg = bilevel.hypergradient(problem, theta, eps=10 ** rng.uniform(-10, 0))

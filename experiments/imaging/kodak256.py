@@ -42,7 +42,17 @@ def report(runs: dict[str, record.Run]) -> None:
             name, f"{F[-1]:.3f} +- {error[-1]:.1g}", f"{aim:.3f}", first, end["cost"], f"{end['seconds']:.0f}",
             f"{end['compile_seconds']:.0f}", f"{theirs:.3f}", "-" if spent is None else f"{spent:.0f}",
         ))  # fmt: skip
-    head = ("learnt", "F", "aim", "s, certified below", "cost", "s", "s, compiling", "F published", "s there")
+    head = (
+        "learnt",
+        "F, certified",
+        "aim",
+        "s, certified below",
+        "cost",
+        "s",
+        "s, compiling",
+        "F published",
+        "s there",
+    )
     print(console.table(head, rows) + "\n")
     run = runs[f"{EXACT}, curve"]
     rows = [

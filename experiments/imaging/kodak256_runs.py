@@ -58,15 +58,15 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
         curve(log, exact, record.read(log.path)[EXACT].end["theta"], config)
     smoothed = problems.TotalVariation(clean, noisy, isotropic=True, elastic=True)
     # published: log10 of weight, smoothing and elastic weight in [-7, 7], [-7, 0], [-7, 0], from (0, -1, -1); a weight
-    # here is half of e^theta
-    half, most = np.array([np.log(2), 0, 0]), 60 if smoke else 1200
+    # here is half of e^theta. One parameter from -1, since at 0 and a smoothing of 1e-3 no first gradient is certified
+    half, most = np.array([np.log(2), 0, 0]), 60 if smoke else 3000
     low, high = half + TEN * np.array([-7, -7, -7]), half + TEN * np.array([7, 0, 0])
     if "smoothed TV, 3 parameters" not in done:
         start = half + TEN * np.array([0, -1, -1])
         record.solve(log, "smoothed TV, 3 parameters", config, smoothed, start, bounds=(low, high), max_cost=most,
                      progress=False)  # fmt: skip
     if "smoothed TV, 1 parameter" not in done:
-        start = half + TEN * np.array([0, -3, -3])
+        start = half + TEN * np.array([-1, -3, -3])
         low[1:], high[1:] = start[1:], start[1:]
         record.solve(log, "smoothed TV, 1 parameter", config, smoothed, start, bounds=(low, high), max_cost=most,
                      progress=False)  # fmt: skip
