@@ -24,11 +24,13 @@ from .._problem import lower_gradient
 from .._program import program
 from .._results import Solution
 from .._solve import solve
+from ..problems.families import Gaussian
 from ..problems.linear_model import LinearModel
 from ._padding import Table, padded
 
 GRID = 16  # penalties, from what leaves nearly nothing of the weights to what leaves the least column nearly free
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
+SEPARATED = 1e-4  # the same but for least squares: rows left out that are all told apart want no penalty whatever
 HELD = 1e-10  # of an intercept, at the end
 PRODUCTS = 2000  # with A, for the last step
 DECIMALS = 3  # of log penalties: finer than `tol` tells; one problem said by weights or by repeats then has one end
@@ -97,7 +99,8 @@ def _range(problem, p):
     if not len(squares):  # constant features
         return -1.0, 1.0
     least = min(top, math.exp(np.mean(np.log(squares))))
-    return math.log(FREE * curvature * least), math.log(WIDEST * curvature * top)
+    free = FREE if isinstance(problem.family, Gaussian) else SEPARATED
+    return math.log(free * curvature * least), math.log(WIDEST * curvature * top)
 
 
 @program
