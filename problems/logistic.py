@@ -20,23 +20,24 @@ from .sparse import Features
 class LogisticRegression(LinearModel):
     """`LogisticRegression(A, y, A_valid, y_valid)`, or `LogisticRegression(A, y, folds=5)`.
 
-    Features (n, features), float32 or float64 of one dtype, dense; labels (n,), integers 0 ... classes - 1, each of
-    which occurs in train, and in every fold. With more features than rows nothing of size (features, features) is made.
+    Features (n, features), float32 or float64 of one dtype; SciPy-sparse and BCOO features stay sparse (`sparse_rows`).
+    Labels (n,), integers 0 ... classes - 1, each of which occurs in train, and in every fold. With more features than
+    rows nothing of size (features, features) is made.
     x is W (features, classes), or (folds, features, classes); theta the log penalties, (), (1, classes), (features, 1)
     or (features, classes).
 
     - `folds`: in place of validation data, which rows each fold leaves out; a number of folds (stratified, shuffled by
       a fixed seed), or what `folds.masks` takes. h is then the sum over the folds, g the mean of their losses on the
       rows left out.
-    - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those
-      of the rows left out, too.
+    - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those of the rows left
+      out, too.
     - `offset` (n, classes), `offset_valid`: added to the scores.
     - `intercept`: one more row of W, not learnt to be penalised: it is held by 1e-6/2 d^2, d how far it is from what it
       is best without features (see `linear_model`). Without it, append a column of ones, penalised like any feature.
     - `penalties`: groups of features (features,), numbered from 0, theta (groups,); or a matrix B (features, d), theta
       (d,), the features' log penalties being B theta.
 
-    Raises ValueError for shapes, labels, folds and values that do not fit, TypeError for dtypes and sparse features.
+    Raises ValueError for shapes, labels, folds and values that do not fit, TypeError for dtypes.
     """
 
     family = Multinomial()

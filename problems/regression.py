@@ -10,8 +10,8 @@ class LinearRegression(LinearModel):
 
         h = 1/2 sum_i w_i ||x^T a_i - y_i||^2 + 1/2 sum_j e^{theta_j} x_j^2,     g the same loss on the rows left out
 
-    Features (n, features) and targets (n,) or (n, targets), float32 or float64 of one dtype, dense. x is
-    (features, targets), or (folds, features, targets); theta the log penalties, (), (1, targets), (features, 1) or
+    Features (n, features), dense or sparse, targets (n,) or (n, targets), float32 or float64 of one dtype. x
+    is (features, targets), or (folds, features, targets); theta the log penalties, (), (1, targets), (features, 1) or
     (features, targets). The weights w sum to 1, so scikit-learn's alpha is e^theta times the sum of the rows' weights.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
@@ -19,7 +19,7 @@ class LinearRegression(LinearModel):
     (features,): False for other columns that are not; they are eliminated too, and neither in x nor in theta nor in
     `penalties`, but in `coefficients(x)`. `offset` (n,) or (n, targets), `offset_valid`: taken from the targets.
 
-    Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
+    Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes.
     """
 
     family = Gaussian()
@@ -64,7 +64,7 @@ class PoissonRegression(LinearModel):
     `offset` (n,), `offset_valid`: added to s, as the logarithm of an exposure. `intercept`: held by 1e-6/2 d^2, d how
     far it is from what is best without features, the logarithm of the mean count (see `linear_model`).
 
-    Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes and sparse features.
+    Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes.
     """
 
     family = Poisson()

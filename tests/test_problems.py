@@ -209,7 +209,9 @@ SPARSE = {
     "BCOO": (sparse.BCOO.fromdense, TypeError, r"sparse.*pass \w+\.todense\(\)"),
     "another's": (lambda v: Todense(), TypeError, r"sparse.*pass \w+\.todense\(\)"),
 }
-REFUSED = [(p, *c) for names, kinds in ((MAKE, DTYPES), (FEATURES, SPARSE)) for p in names for c in kinds.items()]
+ANOTHER = {"another's": SPARSE["another's"]}  # tests/test_sparse.py has those that linear models take
+PAIRS = (MAKE, DTYPES), (("quadratic",), SPARSE), (("logistic", "logistic, valid"), ANOTHER)
+REFUSED = [(p, *c) for names, kinds in PAIRS for p in names for c in kinds.items()]
 
 
 @pytest.mark.parametrize(

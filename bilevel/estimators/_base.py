@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
@@ -16,6 +17,8 @@ from .._results import RESULTS
 from ._learn import Learnt, learn
 from ._padding import Table
 
+SMALL = 2**20  # numbers: sparse features of at most so many are made dense
+MISSED = 1e-6  # of the gradient at zero, what may be left of it in the weights
 SHARED = ("one", "class", "feature", "weight")
 
 
@@ -51,6 +54,8 @@ class LinearEstimator(BaseEstimator):
         ]
         splits = [(rows[weights[rows] > 0], left[weights[left] > 0]) for rows, left in splits]
         splits = [(rows, left) for rows, left in splits if len(left)]
+        if scipy.sparse.issparse(X) and X.shape[0] * X.shape[1] <= SMALL:
+            X = X.toarray()  # sooner, and with all of A^T A to precondition it
         table = Table(X, y, weights, splits)
         with jax.enable_x64(True):
             learnt = self._learner(make, table, sharing, float(self.tol), int(self.max_steps), self._rescale)
@@ -62,6 +67,13 @@ class LinearEstimator(BaseEstimator):
         ended = learnt.solution.result
         if not (learnt.solution.converged or ended == RESULTS.accuracy_floor or ended == RESULTS.settled):
             warnings.warn(learnt.solution.message, ConvergenceWarning, stacklevel=3)
+        if not learnt.missed <= MISSED:
+            warnings.warn(
+                f"the weights at these penalties are found to a gradient of {learnt.missed:.0e} of that at zero only: "
+                "scale the features",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         return learnt
 
     def _sharing(self, features):

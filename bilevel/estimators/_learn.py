@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._linalg.norms import dual_norm
+from .._linalg.norms import dual_norm, norm
 from .._lower.descend import descend
 from .._lower.newton_cg import NewtonCG
 from .._outer.named import quasi_newton
@@ -24,26 +24,29 @@ from .._problem import lower_gradient
 from .._program import program
 from .._results import Solution
 from .._solve import solve
+from ..problems.families import Gaussian
 from ..problems.linear_model import LinearModel
 from ._padding import Table, padded
 
 GRID = 16  # penalties, from what leaves nearly nothing of the weights to what leaves the least column nearly free
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
+SEPARATED = 1e-4  # the same but for least squares: rows left out that are all told apart want no penalty whatever
 HELD = 1e-10  # of an intercept, at the end
-DECIMALS = (
-    3  # of log penalties: finer than `tol` tells, and one problem said in two ways (weights, repeats) has one end
-)
+PRODUCTS = 2000  # with A, for the last step
+DECIMALS = 3  # of log penalties: finer than `tol` tells; one problem said by weights or by repeats then has one end
 
 
 class Learnt(NamedTuple):
     """`coef` (p, columns) and `intercept` (columns,); `log_penalties`, theta without what was padded, of the mean loss
-    over `mass`, the mean over folds of the sum of the weights learnt from."""
+    over `mass`, the mean over folds of the sum of the weights learnt from; `missed`: the last step's gradient, as a
+    part of that at zero."""
 
     coef: np.ndarray
     intercept: np.ndarray
     log_penalties: np.ndarray
     mass: float
     solution: Solution
+    missed: float = 0.0
 
 
 def learn(
@@ -74,10 +77,10 @@ def learn(
     mass = np.mean([table.weights[rows].sum() for rows, _ in table.splits])
     shrink = mass / table.weights.sum() if rescale else 1.0
     theta = np.round(solution.theta, DECIMALS)
-    coef, intercept = _refit(make, table, groups, theta + math.log(shrink), np.mean(solution.x, axis=0))
+    coef, intercept, missed = _refit(make, table, groups, theta + math.log(shrink), np.mean(solution.x, axis=0))
     if shape[:1] == (table.A.shape[1],):
         theta = theta[:p]
-    return Learnt(coef[:p], intercept, theta, mass, solution)
+    return Learnt(coef[:p], intercept, theta, mass, solution, float(missed))
 
 
 def _shape(sharing, problem, groups):
@@ -96,7 +99,8 @@ def _range(problem, p):
     if not len(squares):  # constant features
         return -1.0, 1.0
     least = min(top, math.exp(np.mean(np.log(squares))))
-    return math.log(FREE * curvature * least), math.log(WIDEST * curvature * top)
+    free = FREE if isinstance(problem.family, Gaussian) else SEPARATED
+    return math.log(free * curvature * least), math.log(WIDEST * curvature * top)
 
 
 @program
@@ -114,13 +118,15 @@ def _path(problem: LinearModel, thetas: Float[Array, "grid ..."]) -> tuple[Float
 
 
 @program
-def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array]:
-    """The weights at theta to the accuracy that the dtype has."""
-    x = descend(problem, NewtonCG(), theta, x, jnp.zeros((), x.dtype), jnp.asarray(2000)).x
-    return problem.coefficients(x)
+def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array, Array]:
+    """The weights at theta to the accuracy that the dtype has, or that so many products reach; `Learnt.missed`."""
+    solved = descend(problem, NewtonCG(), theta, x, jnp.zeros((), x.dtype), jnp.asarray(PRODUCTS))
+    first = norm(lower_gradient(problem, problem.guess(theta), theta))
+    missed = norm(solved.rho) / jnp.where(first > 0, first, 1)
+    return *problem.coefficients(solved.x), missed
 
 
-def _refit(make, table, groups, theta, x) -> tuple[np.ndarray, np.ndarray]:
+def _refit(make, table, groups, theta, x) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     A, y, w, _ = table
     problem = make(A, y, A, y, weights=w, weights_valid=w, intercept=True, penalties=groups)
     if problem.held is not None:
