@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68
-NETWORKS := exactness ablation fashion lstm
+NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
 # Nearly all of a smoke run is compiling, some of it the same in several: half of it goes without optimisations. Other

@@ -62,7 +62,7 @@ def test_draws_are_differentiable_in_the_scales_and_values_are_not():
     u, rho = SPACE.start()
     one = jax.grad(lambda rho: jnp.sum(SPACE.draw(rho, jax.random.key(1), 1)))(rho)
     noise = SPACE.draw(rho, jax.random.key(1), 1)[0] / SPACE.sigma(rho)
-    np.testing.assert_allclose(one, noise * jax.nn.sigmoid(rho), rtol=1e-12)  # d softplus = sigmoid
+    np.testing.assert_allclose(one, noise * SPACE.sigma(rho) * math.log(2) / 2, rtol=1e-12)  # d 2^tanh(rho/2) at 0
     assert not np.any(jax.grad(lambda u: SPACE.values(u)["drop"] + SPACE.values(u)["decay"])(u))
 
 
@@ -98,3 +98,8 @@ def test_wrong_spaces_say_what_to_write(make, words):
 def test_a_number_is_no_hyperparameter():
     with pytest.raises(TypeError, match=r"drop=stn\.Rate"):
         stn.Space(drop=0.1)
+
+
+def test_sigma_stays_within_twice_and_half_of_its_start():
+    ends = SPACE.sigma(jnp.array([[-50.0] * 4, [50.0] * 4]))
+    np.testing.assert_allclose(ends, np.outer([0.5, 2], [0.5, 0.3, 2.0, 0.5]), rtol=1e-12)

@@ -174,20 +174,28 @@ def _drops(model):
 
 
 def _respond(layer, size, key):
-    """V = C = 0: no change yet. W' and b' random, so that V and C get a gradient, and as large as W and b are."""
+    """V = C = 0: no change yet. W' and b' random, so that V and C get a gradient, and as large as W and b are. As many
+    gates as hyperparameters in all, or one for each unit, whichever is more; a unit has no use for more than inputs."""
     weights, gates, leading = {}, {}, stack(layer)
     for name, kind in parameters(layer).items():
         parameter = getattr(layer, name)
-        units, *inputs = parameter.shape[len(leading) :]
+        units, *inputs = parameter.shape[len(leading) :][:: -1 if kind == "columns" else 1]
+        r = min(-(-size // units), math.prod(inputs)) if inputs else 1
         if kind == "plain":
             shape = parameter.shape
         else:
-            shape = (*leading, parameter.shape[-1] if kind == "columns" else units)
+            shape = (*leading, units * r)
             key, own = jax.random.split(key)
             rms = jnp.sqrt(jnp.mean(parameter**2))
             # where W is zero, W' = 0 with V = 0 would be a saddle that no gradient leaves
             rms = jnp.where(rms > 0, rms, math.prod(inputs or [units]) ** -0.5)
-            weights[name] = (rms * jax.random.normal(own, parameter.shape, parameter.dtype)).astype(parameter.dtype)
+            full = (
+                *leading,
+                *(inputs[::-1] if kind == "columns" else ()),
+                units * r,
+                *(inputs if kind != "columns" else ()),
+            )
+            weights[name] = (rms * jax.random.normal(own, full, parameter.dtype)).astype(parameter.dtype)
         gates[name] = jnp.zeros((*shape, size), parameter.dtype)
     return Response(layer, weights, gates)
 

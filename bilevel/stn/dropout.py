@@ -88,7 +88,11 @@ class DropConnect(AbstractDrop):
                 return [getattr(layer.base, self.where), layer.weights[self.where]]
             return [getattr(layer, self.where)]
 
-        dropped = [jnp.where(kept[0], w / kept[1].astype(w.dtype), 0) for w in fields(self.layer)]
+        def drop(w):  # a unit's rows of W' have its row of the mask
+            mask = jnp.repeat(kept[0], len(w) // len(kept[0]), axis=0)
+            return jnp.where(mask, w / kept[1].astype(w.dtype), 0)
+
+        dropped = [drop(w) for w in fields(self.layer)]
         return eqx.tree_at(fields, self.layer, dropped)
 
 

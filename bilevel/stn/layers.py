@@ -7,6 +7,9 @@ unconstrained vector u itself (STN). s and s' have one entry per output unit, ch
 the start, so a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix
 W + diag(s) W', which differs from example to example, is never formed.
 
+Where there are fewer units than hyperparameters, one gate a unit could not tell these apart: each unit i then has
+r > 1 gates and rows, s * (W' x) is sum_k s_ik <W'_ik, x>, and s and W' hold all r entries of a unit side by side.
+
 A layer after a normalisation has no matrix; there gamma + V e and beta + C e are the response.
 """
 
@@ -73,7 +76,7 @@ class Response(eqx.Module):
     **Attributes**
 
     - `base`: the ordinary layer, with W and b. - `weights`: W' and b', by the name of the field they belong to.
-    - `gates`: V and C, by the same names, of shape (..., units, H). - `offset`: e, (..., H), or None: no response.
+    - `gates`: V and C, by the same names, of shape (..., units * r, H). - `offset`: e, (..., H), or None: no response.
     - `linear`: to first order in e at e = 0, for use under `jax.jvp`.
     """
 
@@ -99,7 +102,17 @@ class Response(eqx.Module):
     def _gate(self, name, z):
         """s * z, s along the first axis of z."""
         s = self.s(name).reshape(-1, *(1,) * (z.ndim - 1))
-        return _first_order(s, z) if self.linear else s * z
+        return self._fold(name, _first_order(s, z) if self.linear else s * z)
+
+    def _fold(self, name, z):
+        """The sum over the r gates of each unit, units * r along the first axis of z."""
+        r = self._rank(name)
+        return z if r == 1 else jnp.sum(z.reshape(-1, r, *z.shape[1:]), axis=1)
+
+    def _rank(self, name):
+        shape = getattr(self.base, name).shape[len(stack(self.base)) :]
+        kind = parameters(self.base)[name]
+        return 1 if kind == "plain" else self.gates[name].shape[-2] // shape[-1 if kind == "columns" else 0]
 
     def _biases(self, x, hidden=None):
         """All of the response enters as part of the bias: y = W x + (b + s' * b' + s * (W' x)).
@@ -128,8 +141,9 @@ class Response(eqx.Module):
         parameter, kind, s = getattr(self.base, name), parameters(self.base)[name], self.s(name)
         if kind == "plain":
             return parameter + s
-        s = s[None] if kind == "columns" else s.reshape(-1, *(1,) * (parameter.ndim - 1))
-        return parameter + s * self.weights[name]
+        if kind == "columns":
+            return parameter + self._fold(name, s[:, None] * self.weights[name].T).T
+        return parameter + self._fold(name, s.reshape(-1, *(1,) * (parameter.ndim - 1)) * self.weights[name])
 
     def materialise(self) -> Any:
         """An ordinary layer with the parameters at e as arrays; of a stack, the stack of them."""

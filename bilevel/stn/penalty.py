@@ -1,9 +1,12 @@
 """Weight decay of a responding network, for each example's own weights, which are never formed.
 
-    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s^2, q>,   r_i = <W_i, W'_i>,  q_i = ||W'_i||^2  (i: output unit)
+    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s, Q s>,   r_ik = <W_i, W'_ik>,  Q_ikl = <W'_ik, W'_il>
+    (i: output unit, k, l: its gates, of which most layers have one)
 
-Under vmap over examples r and q are computed once; what remains for each example is a product of two short vectors.
+Under vmap over examples r and Q are computed once; what remains for each example is a product of two short vectors.
 """
+
+import math
 
 import equinox as eqx
 import jax
@@ -43,7 +46,11 @@ def _layer_squares(node):
         if kind == "plain":
             total += jnp.sum((W + s) ** 2)
         else:
-            others = 0 if kind == "columns" else tuple(range(1, W.ndim))
-            r, q = jnp.sum(W * response, others), jnp.sum(response**2, others)
-            total += jnp.sum(W**2) + 2 * s @ r + s**2 @ q
+            if kind == "columns":
+                W, response = W.T, response.T
+            own = response.reshape(len(W), -1, math.prod(W.shape[1:]))  # (units, gates of one, weights)
+            r = jnp.sum(W.reshape(len(W), 1, -1) * own, 2)
+            Q = jnp.sum(own[:, :, None] * own[:, None], 3)
+            s = s.reshape(r.shape)
+            total += jnp.sum(W**2) + 2 * jnp.sum(s * r) + jnp.sum(s[:, :, None] * s[:, None] * Q)
     return total

@@ -2,15 +2,19 @@
 
 STN (arXiv 1903.03088, algorithm 1), e ~ N(0, sigma^2), gates fed with u + e:
     (w, phi)   -=  gradient of  E_e L_train(y(w, phi, u + e), u + e)
-    (u, rho)   -=  gradient of  E_e L_valid(y(w, phi, u + e))  -  tau entropy(rho)
+    (u, rho)   -=  gradient of  E_e L_valid(y(w, phi, u + e))  -  tau |L_valid| entropy(rho)
 
 Delta-STN (arXiv 2010.13514, algorithm 1), gates fed with e, the offset from u:
     (a) w      -=  gradient of  L_train(y(w), u)                                      unperturbed: no bias in w
     (b) phi    -=  gradient of  E_e L_train(y(w) + dy/de (w, phi) e, u + e)           to first order: the Jacobian
-    (c) (u, rho) -= gradient of E_e L_valid(y(w, phi, u + e - [u held]))  -  tau entropy(rho)
+    (c) (u, rho) -= gradient of E_e L_valid(y(w, phi, u + e - [u held]))  -  tau |L_valid| entropy(rho)
 
 w: the weights of the network, phi: those of its response, L(prediction, hyperparameter values). Values reach the
 training loss only, so (u, rho) feel it only through the response; the loss need not be differentiable in them.
+
+What (b) fits is of second order in e, and a draw's first-order part, e times the loss's own gradient, is noise that
+hides it where sigma is small. So draws come in pairs e and -e for one example and one key, on half of the examples: the
+noise cancels, and the cost stays. |L_valid| is held: it makes tau a number without units, and no gradient.
 """
 
 from collections.abc import Callable
@@ -64,16 +68,23 @@ class Losses(eqx.Module):
         return self.train_loss(model, batch, values, key)
 
     def training(self, params: PyTree, u: Array, rho: Array, batch: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        """E_e of `perturbed`, one draw for each example, which then is a batch of one; or one for the batch."""
+        """E_e of `perturbed`, one draw for each example, which then is a batch of one; or one for the batch, which then
+        stays whole: its loss may be of the batch as a whole, and antithetic draws cost twice."""
         key, own = jax.random.split(key)
+        if self.method.antithetic and not self.space.shared:
+            batch = _half(batch, key)
         e = self.space.draw(rho, own, _size(batch))
+
+        def loss(e, batch, key):
+            signs = (1, -1) if self.method.antithetic else (1,)
+            return sum(self.perturbed(params, u, sign * e, batch, key) for sign in signs) / len(signs)
+
         if self.space.shared:
-            return self.perturbed(params, u, e[0], batch, key)
-        keys = jax.random.split(key, len(e))
-        return jnp.mean(jax.vmap(lambda e, one, key: self.perturbed(params, u, e, one, key))(e, _singles(batch), keys))
+            return loss(e[0], batch, key)
+        return jnp.mean(jax.vmap(loss)(e, _singles(batch), jax.random.split(key, len(e))))
 
     def validation(self, hyper: tuple, params: PyTree, batch: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        """(c): E_e L_valid - tau entropy, a function of hyper = (u, rho) by way of the gates alone."""
+        """(c): E_e L_valid - tau |L_valid| entropy, a function of hyper = (u, rho) by way of the gates alone."""
         u, rho = hyper
         # the offset is zero and its derivative in u is one: e is measured from where w was trained
         centre = u - jax.lax.stop_gradient(u) if self.method.centred else u
@@ -84,7 +95,7 @@ class Losses(eqx.Module):
             loss = self.response(params, centre + e[0], batch)
         else:
             loss = jnp.mean(jax.vmap(lambda e, one: self.response(params, centre + e, one))(e, _singles(batch)))
-        return loss - self.method.entropy * self.space.entropy(rho)
+        return loss - self.method.entropy * jax.lax.stop_gradient(jnp.abs(loss)) * self.space.entropy(rho)
 
     def response(self, params: PyTree, offset: Array | None, batch: PyTree) -> Array:
         """L_valid of the network at `offset`, (H,), in inference: nothing is dropped, no value is read."""
@@ -138,6 +149,13 @@ def _descend(optimiser, gradient, state, params):
 
 def _size(batch):
     return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _half(batch, key):
+    """Half of the examples, by chance: loaders may sort them."""
+    n = _size(batch)
+    chosen = jax.random.permutation(jax.random.fold_in(key, 1), n)[: (n + 1) // 2]
+    return jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
 def _singles(batch):
