@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bilevel import stn
-from bilevel.stn._convert import responses, set_offset
+from bilevel.stn._bind import responses, set_offset
 from bilevel.stn.layers import PARAMETERS
 from bilevel.stn.linearise import Linearised
 

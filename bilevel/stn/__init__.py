@@ -5,11 +5,12 @@ Sources: arXiv 1903.03088 (STN), arXiv 2010.13514 (Delta-STN).
 """
 
 from . import augment as augment
-from ._convert import bind as bind
+from ._bind import bind as bind
 from ._convert import convert as convert
-from ._convert import materialise as materialise
-from ._tune import Run as Run
-from ._tune import replay as replay
+from ._effective import effective as effective
+from ._effective import materialise as materialise
+from ._replay import replay as replay
+from ._result import Run as Run
 from ._tune import tune as tune
 from .dropout import DropConnect as DropConnect
 from .dropout import Dropout as Dropout

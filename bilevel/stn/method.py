@@ -67,8 +67,8 @@ def delta_stn(
     linearised: bool = True,
     antithetic: bool | None = None,
 ) -> Method:
-    """Delta-STN (arXiv 2010.13514), in pairs of draws. Arguments as in `Method`; left out, `responses` is `weights` with
-    a state of its own, and `antithetic` is what `decoupled` is."""
+    """Delta-STN (arXiv 2010.13514), in pairs of draws. Arguments as in `Method`; left out, `responses` is `weights`
+    with a state of its own, and `antithetic` is what `decoupled` is."""
     antithetic = decoupled if antithetic is None else antithetic
     responses = weights if responses is None else responses
     return Method(

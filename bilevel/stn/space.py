@@ -7,7 +7,7 @@
     entropy of a draw: sum_j log(sigma_j sqrt(2 pi e))
 
 Values only enter the training loss, which need not be differentiable in them; u and rho get gradients through the
-network's response (arXiv 1903.03088, section 3.3). Sigma stays within half and twice `scale`.
+network's response (arXiv 1903.03088, section 3.3).
 """
 
 import math
@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-# exp(80) and exp(-80) are normal numbers in float32, so a wild draw gives a huge value and not inf
-LARGEST_EXPONENT = 80.0
-REACH = 2.0  # how many times larger or smaller than at the start a learned sigma may become
+LARGEST_EXPONENT = 80.0  # exp of it and of its negative are normal in float32: a wild draw gives a huge value, not inf
+REACH = 2.0  # how many times larger or smaller than `scale` a learned sigma may become
 
 
 class AbstractHyperparameter(eqx.Module):
@@ -202,8 +201,8 @@ class Space(eqx.Module):
 
     def sigma(self, rho: Float[Array, "... H"]) -> Float[Array, "... H"]:
         """The standard deviations of the draws."""
-        scales = jnp.asarray([one.scale for one in self.hyperparameters], rho.dtype)
-        return jnp.broadcast_to(scales, rho.shape) * jnp.exp(math.log(REACH) * jnp.tanh(rho / 2))
+        scales = jnp.broadcast_to(jnp.asarray([one.scale for one in self.hyperparameters], rho.dtype), rho.shape)
+        return scales * jnp.exp(math.log(REACH) * jnp.tanh(rho / 2))
 
     def draw(self, rho: Float[Array, "H"], key: PRNGKeyArray, size: int) -> Float[Array, "size H"]:
         """`size` perturbations e of u, differentiable in rho; a hyperparameter drawn per batch has equal ones."""
