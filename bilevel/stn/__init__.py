@@ -19,8 +19,14 @@ from .epochs import OUTCOMES as OUTCOMES
 from .method import Method as Method
 from .method import delta_stn as delta_stn
 from .method import stn as stn
+from .mixing import mixup as mixup
+from .mixing import smooth_labels as smooth_labels
 from .penalty import squared_norm as squared_norm
+from .ranges import AtLeast as AtLeast
+from .ranges import Free as Free
+from .ranges import LogReal as LogReal
 from .schedule import Schedule as Schedule
+from .space import AbstractHyperparameter as AbstractHyperparameter
 from .space import Integer as Integer
 from .space import Positive as Positive
 from .space import Rate as Rate

@@ -25,13 +25,11 @@ SEEDS, STEPS = (0, 1, 2), 8000
 
 VARIANTS = {
     "Delta-STN": (stn.delta_stn(), stn.Space),
+    "neither": (stn.delta_stn(antithetic=False), cases.Unbounded),
     "no pairs": (stn.delta_stn(antithetic=False), stn.Space),
     "no bounds": (stn.delta_stn(), cases.Unbounded),
-    "neither": (stn.delta_stn(antithetic=False), cases.Unbounded),
     "entropy / 100": (stn.delta_stn(entropy=1e-5), stn.Space),
     "100 entropy": (stn.delta_stn(entropy=1e-1), stn.Space),
-    "fixed scales": (stn.delta_stn(learn_scales=False), stn.Space),
-    "STN": (stn.stn(), stn.Space),
 }
 
 
