@@ -15,7 +15,7 @@ PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68 kodak256 colour
 STATISTICS := penalties
-NETWORKS := exactness ablation fashion lstm
+NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
 # Nearly all of a smoke run is compiling, some of it the same in several: half of it goes without optimisations. Other

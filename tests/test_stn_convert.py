@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bilevel import stn
-from bilevel.stn._convert import responses
+from bilevel.stn._bind import responses
 from bilevel.stn.layers import Response
 
 KEY = jax.random.key(3)
@@ -75,7 +75,7 @@ def test_nested_and_stacked_modules_run_as_written():
 
 def stacked_with_its_stack():
     """The model before conversion; its dropout sits in a stack, which `convert` would have found out."""
-    return eqx.tree_at(lambda m: m.blocks.drop, stacked(), stn.Dropout("drop", stack=(4,)))
+    return eqx.tree_at(lambda m: m.blocks.drop, stacked(), stn.Dropout("drop"))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,8 @@ class Custom(eqx.Module):
         (lambda: eqx.nn.Sequential([linear(2, 2), eqx.nn.BatchNorm(2, "b", mode="batch")]), {}, "GroupNorm"),
         (lambda: [linear(2, 2), eqx.nn.BatchNorm(2, "b", mode="batch")], {"where": lambda path, _: "[0]" in path},
          r"\[1\] is a BatchNorm"),
-        (lambda: eqx.nn.WeightNorm(linear(2, 2)), {}, "WeightNorm"),
+        (lambda: eqx.nn.SpectralNorm(linear(2, 2), "weight", key=KEY), {}, "SpectralNorm: .* Freeze it"),
+        (lambda: eqx.nn.Linear(2, 2, dtype=complex, key=KEY), {}, "complex.*two real arrays"),
         (lambda: eqx.nn.Lambda(jax.nn.relu), {}, "no layer"),
         (lambda: linear(2, 2), {"where": lambda path, layer: False}, "no layer"),
         (lambda: [linear(2, 2), stn.Dropout("dorp")], {}, r"'dorp', but the space has only 'drop'"),

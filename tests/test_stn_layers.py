@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from bilevel import stn
-from bilevel.stn._convert import responses, set_offset
+from bilevel.stn._bind import responses, set_offset
 from bilevel.stn.layers import PARAMETERS
-from bilevel.stn.linearise import Linearised
+from bilevel.stn.linearise import linearised
 
 KEY = jax.random.key(7)
 SPACE = stn.Space(a=stn.Positive(1.0), b=stn.Positive(1.0), c=stn.Positive(1.0))
@@ -138,13 +138,13 @@ def test_gradients_of_the_linearised_call_are_those_of_the_jvp(case):
         y, dy = jax.jvp(lambda e: jax.vmap(set_offset(model, e))(x), (0 * E,), (E,))
         return sum(jnp.sum(jnp.sin(a + b)) for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True))
 
-    def linearised(trained):
-        model = Linearised(stn.bind(eqx.combine(trained, rest), E), E)
+    def by_call(trained):
+        model = linearised(eqx.combine(trained, rest), E)
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(jax.vmap(model)(x)))
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12),
-        jax.jit(jax.grad(linearised))(trained), jax.jit(jax.grad(plain))(trained),
+        jax.jit(jax.grad(by_call))(trained), jax.jit(jax.grad(plain))(trained),
     )  # fmt: skip
 
 

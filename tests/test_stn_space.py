@@ -62,7 +62,7 @@ def test_draws_are_differentiable_in_the_scales_and_values_are_not():
     u, rho = SPACE.start()
     one = jax.grad(lambda rho: jnp.sum(SPACE.draw(rho, jax.random.key(1), 1)))(rho)
     noise = SPACE.draw(rho, jax.random.key(1), 1)[0] / SPACE.sigma(rho)
-    np.testing.assert_allclose(one, noise * jax.nn.sigmoid(rho), rtol=1e-12)  # d softplus = sigmoid
+    np.testing.assert_allclose(one, noise * SPACE.sigma(rho) * math.log(2) / 2, rtol=1e-12)  # d 2^tanh(rho/2) at 0
     assert not np.any(jax.grad(lambda u: SPACE.values(u)["drop"] + SPACE.values(u)["decay"])(u))
 
 
@@ -98,3 +98,47 @@ def test_wrong_spaces_say_what_to_write(make, words):
 def test_a_number_is_no_hyperparameter():
     with pytest.raises(TypeError, match=r"drop=stn\.Rate"):
         stn.Space(drop=0.1)
+
+
+def test_sigma_stays_within_twice_and_half_of_its_start():
+    ends = SPACE.sigma(jnp.array([[-50.0] * 4, [50.0] * 4]))
+    np.testing.assert_allclose(ends, np.outer([0.5, 2], [0.5, 0.3, 2.0, 0.5]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("one", [stn.LogReal(1e-3, 1e-6, 1.0), stn.AtLeast(2.0, 1.5), stn.Free(-3.0, unit=2.0)])
+def test_more_ranges_start_where_told_and_stay_inside(one):
+    space = stn.Space(it=one)
+    np.testing.assert_allclose(space.values(space.start()[0])["it"], one.start, rtol=1e-12)
+    ends = space.values(jnp.array([[-30.0], [0.1], [30.0]]))["it"]
+    assert bool(jnp.all(jnp.diff(ends) > 0)) and bool(jnp.all(ends >= getattr(one, "low", -jnp.inf)))
+
+
+def test_a_range_of_ones_own():
+    class Odd(stn.AbstractHyperparameter):
+        """An odd integer, started at 3."""
+
+        start: float = 3
+        scale: float = 0.5
+        draws: str = "example"
+
+        def unconstrained(self):
+            return math.log(3)
+
+        def value(self, u):
+            return 2 * jnp.floor(jnp.exp(u) / 2).astype(jnp.int32) + 1
+
+    space = stn.Space(kernel=Odd())
+    assert space.values(space.start()[0])["kernel"] == 3
+
+
+def test_labels_are_smoothed_and_batches_mixed():
+    targets = stn.smooth_labels(jnp.array([0, 2]), 3, 0.3)
+    np.testing.assert_allclose(targets, [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]], rtol=1e-6)
+    batch = jnp.arange(6.0), targets[jnp.array([0, 1, 0, 1, 0, 1])]
+    x, t = stn.mixup(batch, 0.8, jax.random.key(1))
+    np.testing.assert_allclose(x.mean(), 2.5, rtol=1e-12)
+    np.testing.assert_allclose(t.sum(1), np.ones(6), rtol=1e-6)
+    assert float(jnp.max(jnp.abs(x - batch[0]))) > 0
+    jax.tree.map(np.testing.assert_array_equal, stn.mixup(batch, 0.0, jax.random.key(1)), batch)
+    with pytest.raises(TypeError, match=r"stn\.smooth_labels"):
+        stn.mixup((batch[0], jnp.arange(6)), 0.5, jax.random.key(0))

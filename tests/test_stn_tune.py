@@ -89,7 +89,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     with pytest.raises(ValueError, match=r"would be overwritten: pass resume=True .*overwrite=True"):
         tune(epochs=4, checkpoint=path)
     seen = []
-    resumed = tune(epochs=4, checkpoint=path, resume="auto", callback=lambda state, entries: seen.append(entries))
+    resumed = tune(epochs=4, checkpoint=path, resume="auto", callback=lambda run: seen.append(run.latest))
     assert len(seen) == 2
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(resumed.state), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -5,11 +5,12 @@ Sources: arXiv 1903.03088 (STN), arXiv 2010.13514 (Delta-STN).
 """
 
 from . import augment as augment
-from ._convert import bind as bind
+from ._bind import bind as bind
 from ._convert import convert as convert
-from ._convert import materialise as materialise
-from ._tune import Run as Run
-from ._tune import replay as replay
+from ._effective import effective as effective
+from ._effective import materialise as materialise
+from ._replay import replay as replay
+from ._result import Run as Run
 from ._tune import tune as tune
 from .dropout import DropConnect as DropConnect
 from .dropout import Dropout as Dropout
@@ -18,8 +19,14 @@ from .epochs import OUTCOMES as OUTCOMES
 from .method import Method as Method
 from .method import delta_stn as delta_stn
 from .method import stn as stn
+from .mixing import mixup as mixup
+from .mixing import smooth_labels as smooth_labels
 from .penalty import squared_norm as squared_norm
+from .ranges import AtLeast as AtLeast
+from .ranges import Free as Free
+from .ranges import LogReal as LogReal
 from .schedule import Schedule as Schedule
+from .space import AbstractHyperparameter as AbstractHyperparameter
 from .space import Integer as Integer
 from .space import Positive as Positive
 from .space import Rate as Rate

@@ -1,14 +1,10 @@
-"""Turn a model into one that responds to the hyperparameters, bind it to a point of the space, and turn it back.
+"""Turn a model into one that responds to the hyperparameters: every layer that can gets a response, zero at the start.
 
-    convert(model, space, key=key)         every layer that can respond gets a response, zero at the start
-    bind(model, offset, values)            the gates see e = offset, the layers that drop their rates
-    materialise(model, offset, values)     an ordinary model with the weights W + diag(V e) W', b + (C e) * b'
-
-The model's own code runs unchanged, `model(x, key=key)`: binding fills fields of its layers inside the traced function.
+Known layers keep their code and get W', b' and gates beside their weights (`layers.py`). Where a layer's code cannot be
+known to use its weights as Equinox's does (one of a class of your own, weights shared or normalised by `Shared`,
+`WeightNorm`, frozen `SpectralNorm` and `BatchNorm`), its arrays respond instead, and are put in place before it runs.
 """
 
-import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +15,18 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ._bind import is_drop, responds
 from .dropout import AbstractDrop, Dropout
-from .layers import PARAMETERS, Response, parameters, stack
+from .layers import Raw, Response, known, parameters, stack
 from .space import Space
 
-REFUSED = {
-    eqx.nn.BatchNorm: "each example of a batch has hyperparameters of its own, so statistics over the batch would mix "
-    "the responses of all; use equinox.nn.GroupNorm or equinox.nn.LayerNorm",
-    eqx.nn.SpectralNorm: "it rescales the weights of the layer inside, response and all; use that layer alone",
-    eqx.nn.WeightNorm: "it rescales the weights of the layer inside, response and all; use that layer alone",
-}
+# Layers whose arrays respond, not they themselves.
+OUTER = (eqx.nn.Shared, eqx.nn.WeightNorm, eqx.nn.SpectralNorm, eqx.nn.BatchNorm)
+TRAINING = (
+    "its statistics change while it trains, and a loss hands no state on from one step to the next. Freeze it: "
+    "model = eqx.tree_at(lambda m: m{0}.inference, model, True), its state closed over by both losses; or use "
+    "equinox.nn.GroupNorm or equinox.nn.LayerNorm, which have no state"
+)
 
 
 def convert(
@@ -37,6 +35,7 @@ def convert(
     *,
     key: PRNGKeyArray,
     where: Callable[[str, Any], bool] = lambda path, layer: True,
+    arrays: bool | Callable[[str, Any], bool] = False,
     dropout: str | Callable[[str], str] | None = None,
 ) -> PyTree:
     """The same model, with responses; its output does not change.
@@ -45,9 +44,13 @@ def convert(
 
     - `model`: any pytree of Equinox layers. Linear, Conv and ConvTranspose, Embedding, LSTMCell, GRUCell, LayerNorm,
       GroupNorm and RMSNorm get a response wherever they are, in MLP, Sequential, MultiheadAttention and modules of your
-      own, and also when made under vmap to be scanned over. - `key`: W' and b' are random, of the size of W and b.
+      own, shared by `eqx.nn.Shared`, and also when made under vmap, to be scanned over or as an ensemble. - `key`: W'
+      and b' are random, of the size of W and b.
     - `where(path, layer)`: False leaves that layer, or that array outside any layer, as it is: trained, without a
       response. `path` reads like ".layers[0].weight".
+    - `arrays`: True, or a function of path and array that says which, gives arrays outside known layers a response:
+      positions, tokens, factors of LoRA. Bind such a model before it is called. Under vmap over examples with draws
+      of their own there is one such array for each, and the same goes for layers of your own classes.
     - `dropout`: the hyperparameter that every `equinox.nn.Dropout` gets as its rate, or a function of its path that
       says which; left out, these keep their fixed rates. `stn.Dropout("name")` is in the model by itself.
 
@@ -60,17 +63,13 @@ def convert(
     for (path, node), own_key in zip(nodes, keys, strict=False):
         name = jtu.keystr(path)
         wanted = (eqx.is_inexact_array(node) or isinstance(node, eqx.Module)) and where(name, node)
-        if isinstance(node, Response):
-            wrong.append(f"{name} responds already: convert the original model")
-        elif type(node) in REFUSED:  # one with a state that changes in training cannot even be left out
-            if wanted or isinstance(node, eqx.nn.StatefulLayer):
-                wrong.append(f"{name} is a {type(node).__name__}: {REFUSED[type(node)]}")
-        elif type(node) in PARAMETERS and parameters(node) and wanted:
-            node = _respond(node, len(space), own_key)
-        elif isinstance(node, eqx.nn.Dropout) and dropout is not None:
+        fault = _fault(name, node, wanted, dropout, arrays)
+        if fault:
+            wrong.append(fault)
+        elif _drops_plainly(node) and dropout is not None:
             node = Dropout(dropout if isinstance(dropout, str) else dropout(name), inference=node.inference)
-        elif eqx.is_inexact_array(node) and wanted:
-            wrong.append(f"{name} is an array of shape {node.shape} outside the layers that stn knows")
+        elif wanted and not issubclass(type(node), AbstractDrop | eqx.nn.Dropout):
+            node = _respond(node, len(space), own_key) if _plain(node) else _raws(node, len(space), own_key)
         converted.append(node)
     if wrong:
         raise ValueError(
@@ -79,9 +78,8 @@ def convert(
             f"{wrong[0].split(' ')[0]!r})"
         )
     new = jtu.tree_unflatten(structure, converted)
-    if not any(isinstance(node, Response) for node in jax.tree.leaves(new, is_leaf=_is_response)):
+    if not any(map(responds, jax.tree.leaves(new, is_leaf=responds))):
         raise ValueError("no layer of this model got a response: it has none that stn knows, or `where` refused all")
-    new = _stacked(new, ())
     unknown = sorted({node.name for node in _drops(new)} - set(space))
     if unknown:
         raise ValueError(
@@ -91,84 +89,45 @@ def convert(
     return new
 
 
-def bind(model: PyTree, offset: Array | None = None, values: dict[str, Any] | None = None) -> PyTree:
-    """`model` with e = `offset`, (H,), in its gates (None: no response, the weights at e = 0 and their cost) and the
-    rates of its dropping layers taken from `values` (None: they have none, and may only run in inference).
-
-    Differentiable in `offset`; to be called inside the traced function. Raises ValueError for a rate not in `values`.
-    """
-    return set_rates(set_offset(model, offset), values)
-
-
-def set_offset(model: PyTree, offset: Array | None, linear: bool = False) -> PyTree:
-    """The first half of `bind`; `linear`: to first order at e = 0, for `jax.jvp` there."""
-
-    def fill(node):
-        if not isinstance(node, Response):
-            return node
-        e = offset
-        if e is not None:
-            e = jnp.asarray(e, next(iter(node.gates.values())).dtype)
-            e = jnp.broadcast_to(e, (*stack(node.base), *e.shape))
-        return dataclasses.replace(node, offset=e, linear=linear)
-
-    return jax.tree.map(fill, model, is_leaf=_is_response)
-
-
-def set_rates(model: PyTree, values: dict[str, Any] | None) -> PyTree:
-    """The second half of `bind`."""
-
-    def fill(node):
-        if not isinstance(node, AbstractDrop):
-            return node
-        if values is not None and node.name not in values:
-            raise ValueError(f"the model drops with {node.name!r}, which is not among {', '.join(values)}")
-        rate = None if values is None else jnp.broadcast_to(values[node.name], node.stack)
-        inside = {"layer": set_rates(node.layer, values)} if hasattr(node, "layer") else {}
-        return dataclasses.replace(node, rate=rate, **inside)
-
-    return jax.tree.map(fill, model, is_leaf=_is_drop)
-
-
-def materialise(model: PyTree, offset: Array | None = None, values: dict[str, Any] | None = None) -> PyTree:
-    """An ordinary Equinox model: every response at e = `offset` (None: e = 0) put into the weights, and, where `values`
-    are given, `equinox.nn.Dropout` with its rate as a number in place of `Dropout` (one with `shared` axes, and the
-    other layers that drop, stay what they are and hold their rate)."""
-
-    def settle(node):
-        if isinstance(node, Dropout) and node.rate is not None and not node.shared:
-            return eqx.nn.Dropout(float(node.rate.reshape(-1)[0]), node.inference)
-        return node.materialise() if isinstance(node, Response) else node
-
-    return jax.tree.map(settle, bind(model, offset, values), is_leaf=lambda node: isinstance(node, Response | Dropout))
-
-
-def responses(model: PyTree) -> PyTree:
-    """A tree of booleans like `model`: True for W', b', V and C, the weights of the response."""
-
-    def leaves(tree):
-        found = [node for node in jax.tree.leaves(tree, is_leaf=_is_response) if _is_response(node)]
-        return [leaf for node in found for leaf in (*node.weights.values(), *node.gates.values())]
-
-    nothing = jax.tree.map(lambda _: False, model)
-    return eqx.tree_at(leaves, nothing, replace_fn=lambda _: True) if leaves(model) else nothing
-
-
-def _is_response(node):
-    return isinstance(node, Response)
-
-
-def _is_drop(node):
-    return isinstance(node, AbstractDrop)
+def _fault(name, node, wanted, dropout, arrays):
+    """Why this node cannot be converted, or None."""
+    if responds(node):
+        return f"{name} responds already: convert the original model"
+    # one with a state that changes in training cannot even be left out
+    if isinstance(node, eqx.nn.BatchNorm | eqx.nn.SpectralNorm) and not node.inference:
+        return f"{name} is a {type(node).__name__}: {TRAINING.format(name)}"
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(node) if eqx.is_array(leaf)):
+        return f"{name} is complex, and steps and responses are real: keep real and imaginary parts as two real arrays"
+    if isinstance(node, eqx.nn.Dropout) and not is_drop(node) and dropout is not None and not _drops_plainly(node):
+        return f"{name} is a {type(node).__name__} that drops in its own way: put stn.Dropout(...) in its place"
+    if eqx.is_inexact_array(node) and wanted and not (arrays if isinstance(arrays, bool) else arrays(name, node)):
+        return (
+            f"{name} is an array of shape {node.shape} outside the layers that stn knows: arrays=True gives "
+            "such ones a response"
+        )
+    return None
 
 
 def _whole(node):
-    return _is_response(node) or type(node) in PARAMETERS or type(node) in REFUSED or isinstance(node, eqx.nn.Dropout)
+    return responds(node) or known(node) is not None or isinstance(node, (*OUTER, eqx.nn.Dropout))
+
+
+def _drops_plainly(node):
+    return isinstance(node, eqx.nn.Dropout) and not is_drop(node) and type(node).__call__ is eqx.nn.Dropout.__call__
+
+
+def _plain(node):
+    """A known layer, or one that inherits the code of one and has no other arrays."""
+    kind = known(node)
+    if kind is None or not parameters(node):
+        return False
+    others = len(jax.tree.leaves(eqx.filter(node, eqx.is_inexact_array))) - len(parameters(node))
+    return type(node).__call__ is kind.__call__ and not others
 
 
 def _drops(model):
     """Every layer that drops, those inside others too."""
-    for node in filter(_is_drop, jax.tree.leaves(model, is_leaf=_is_drop)):
+    for node in filter(is_drop, jax.tree.leaves(model, is_leaf=is_drop)):
         yield node
         yield from _drops(getattr(node, "layer", None))
 
@@ -178,29 +137,38 @@ def _respond(layer, size, key):
     weights, gates, leading = {}, {}, stack(layer)
     for name, kind in parameters(layer).items():
         parameter = getattr(layer, name)
-        units, *inputs = parameter.shape[len(leading) :]
-        if kind == "plain":
-            shape = parameter.shape
-        else:
-            shape = (*leading, parameter.shape[-1] if kind == "columns" else units)
-            key, own = jax.random.split(key)
-            rms = jnp.sqrt(jnp.mean(parameter**2))
-            # where W is zero, W' = 0 with V = 0 would be a saddle that no gradient leaves
-            rms = jnp.where(rms > 0, rms, math.prod(inputs or [units]) ** -0.5)
-            weights[name] = (rms * jax.random.normal(own, parameter.shape, parameter.dtype)).astype(parameter.dtype)
-        gates[name] = jnp.zeros((*shape, size), parameter.dtype)
+        key, own = jax.random.split(key)
+        weight, gates[name] = _response(parameter, kind, len(leading), size, own)
+        weights |= {} if weight is None else {name: weight}
     return Response(layer, weights, gates)
 
 
-def _stacked(model, leading):
-    """Tells the layers that drop the leading axes of the layers beside them: those that all of these have in common."""
-    shapes = [stack(node.base) for node in jax.tree.leaves(model, is_leaf=_is_response) if _is_response(node)]
-    if shapes:
-        common = itertools.takewhile(lambda sizes: len(set(sizes)) == 1, zip(*shapes, strict=False))
-        leading = tuple(sizes[0] for sizes in common)
-    if isinstance(model, AbstractDrop):
-        model = dataclasses.replace(model, stack=leading)
-    children, structure = jax.tree.flatten(model, is_leaf=lambda node: node is not model)
-    if _is_response(model) or jax.tree_util.treedef_is_leaf(structure):
-        return model
-    return jax.tree.unflatten(structure, [_stacked(child, leading) for child in children])
+def _raws(node, size, key):
+    """The same with all of its arrays in responses of their own, but for what a state starts from."""
+    leaves, structure = jax.tree.flatten(node, is_leaf=lambda leaf: isinstance(leaf, eqx.nn.StateIndex))
+    for k, leaf in enumerate(leaves):
+        if eqx.is_inexact_array(leaf) and leaf.ndim < 2:
+            leaves[k] = Raw(leaf, None, jnp.zeros((*leaf.shape, size), leaf.dtype))
+        elif eqx.is_inexact_array(leaf):
+            weight, gate = _response(leaf, "rows", 0, size, jax.random.fold_in(key, k))
+            r = len(gate) // len(leaf)
+            weight = jnp.moveaxis(weight.reshape(len(leaf), r, *leaf.shape[1:]), 1, -1)
+            leaves[k] = Raw(leaf, weight, gate.reshape(len(leaf), r, size))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _response(parameter: Array, kind: str, leading: int, size: int, key: PRNGKeyArray):
+    """(W', V) of a parameter, W' None where the gate is the response. As many gates as hyperparameters in all, or one
+    for each unit, whichever is more; a unit has no use for more than its inputs."""
+    if kind == "plain":
+        return None, jnp.zeros((*parameter.shape, size), parameter.dtype)
+    axis = parameter.ndim - 1 if kind == "columns" else leading
+    units, inputs = parameter.shape[axis], math.prod(parameter.shape[leading:]) // parameter.shape[axis]
+    r = 1 if kind == "bias" else min(-(-size // units), inputs)
+    shape = [*parameter.shape]
+    shape[axis] *= r
+    rms = jnp.sqrt(jnp.mean(parameter**2))
+    # where W is zero, W' = 0 with V = 0 would be a saddle that no gradient leaves
+    rms = jnp.where(rms > 0, rms, (units if kind == "bias" else inputs) ** -0.5)
+    weight = (rms * jax.random.normal(key, shape, parameter.dtype)).astype(parameter.dtype)
+    return weight, jnp.zeros((*parameter.shape[:leading], units * r, size), parameter.dtype)

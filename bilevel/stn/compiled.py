@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._program import QUICKLY, small
@@ -34,5 +35,7 @@ def text(traced: jax.stages.Traced) -> str:
     """A digest of what was traced: the functions with their constants, all in one."""
     digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)).encode())
     for constant in traced.jaxpr.consts:
-        digest.update(np.ascontiguousarray(np.asarray(constant)).tobytes())
+        key = isinstance(constant, jax.Array) and jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+        raw = jax.random.key_data(constant) if key else constant
+        digest.update(np.ascontiguousarray(np.asarray(raw)).tobytes())
     return digest.hexdigest()

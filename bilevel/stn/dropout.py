@@ -16,17 +16,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .layers import Response
+from .layers import Held, Response
 
 
 class AbstractDrop(eqx.Module):
-    """A layer with a `rate` that `bind` sets. `name`: the hyperparameter it is; `stack`: the leading axes of the layers
-    around it where those were made under vmap (`convert` finds them)."""
+    """A layer with a `rate` that `bind` sets. `name`: the hyperparameter it is."""
 
     name: eqx.AbstractVar[str]
     inference: eqx.AbstractVar[bool]
-    rate: eqx.AbstractVar[Float[Array, "..."] | None]
-    stack: eqx.AbstractVar[tuple[int, ...]]
+    rate: eqx.AbstractVar[Held | None]
 
     def keep(
         self, key: PRNGKeyArray | None, shape: tuple[int, ...], inference: bool | None = None
@@ -41,19 +39,28 @@ class AbstractDrop(eqx.Module):
             )
         if key is None:
             raise RuntimeError(f"the layer that drops with {self.name!r} needs a key: call the model with key=...")
-        q = 1 - jax.lax.stop_gradient(self.rate)
+        q = 1 - jax.lax.stop_gradient(self.rate.value)
         return jax.random.bernoulli(key, q, shape), q
 
 
 class Dropout(AbstractDrop):
     """Dropout in place of `equinox.nn.Dropout`. `shared`: axes of x along which the mask is the same; `shared=(0,)` for
-    (time, features) is the dropout of a recurrent network that keeps its mask (arXiv 1512.05287)."""
+    (time, features) is the dropout of a recurrent network that keeps its mask (arXiv 1512.05287). Code that asks
+    whether it is an `equinox.nn.Dropout` is told yes."""
 
     name: str = eqx.field(static=True)
     shared: tuple[int, ...] = eqx.field(static=True, default=())
     inference: bool = False
-    rate: Float[Array, "..."] | None = None
-    stack: tuple[int, ...] = eqx.field(static=True, default=())
+    rate: Held | None = eqx.field(static=True, default=None)
+
+    @property
+    def __class__(self):
+        return eqx.nn.Dropout
+
+    @property
+    def p(self) -> Any:
+        """The rate where the layer is bound, else None."""
+        return None if self.rate is None else self.rate.value
 
     def __call__(
         self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None, inference: bool | None = None
@@ -74,21 +81,24 @@ class DropConnect(AbstractDrop):
     name: str = eqx.field(static=True)
     where: str = eqx.field(static=True, default="weight")
     inference: bool = False
-    rate: Float[Array, "..."] | None = None
-    stack: tuple[int, ...] = eqx.field(static=True, default=())
+    rate: Held | None = eqx.field(static=True, default=None)
 
     def __call__(self, *, key: PRNGKeyArray | None = None) -> Callable:
-        ordinary = self.layer.base if isinstance(self.layer, Response) else self.layer
+        ordinary = self.layer.base if type(self.layer) is Response else self.layer
         kept = self.keep(key, getattr(ordinary, self.where).shape)
         if kept is None:
             return self.layer
 
         def fields(layer):  # m * (W + diag(s) W') = m * W + diag(s) (m * W')
-            if isinstance(layer, Response):
+            if type(layer) is Response:
                 return [getattr(layer.base, self.where), layer.weights[self.where]]
             return [getattr(layer, self.where)]
 
-        dropped = [jnp.where(kept[0], w / kept[1].astype(w.dtype), 0) for w in fields(self.layer)]
+        def drop(w):  # a unit's rows of W' have its row of the mask
+            mask = jnp.repeat(kept[0], len(w) // len(kept[0]), axis=0)
+            return jnp.where(mask, w / kept[1].astype(w.dtype), 0)
+
+        dropped = [drop(w) for w in fields(self.layer)]
         return eqx.tree_at(fields, self.layer, dropped)
 
 
@@ -101,8 +111,7 @@ class EmbeddingDropout(AbstractDrop):
     layer: Any
     name: str = eqx.field(static=True)
     inference: bool = False
-    rate: Float[Array, "..."] | None = None
-    stack: tuple[int, ...] = eqx.field(static=True, default=())
+    rate: Held | None = eqx.field(static=True, default=None)
 
     def __call__(self, i: Array, *, key: PRNGKeyArray | None = None) -> Float[Array, "size"]:
         row = self.layer(i)

@@ -1,13 +1,10 @@
-"""Epoch after epoch: each is one compiled program; between them come the log, the checkpoint and the progress bar.
+"""An epoch over data in memory, as one compiled program; `loaders.py` has those that come in batches.
 
-A run is a function of its key: epoch k draws from fold_in(key, k) and nothing else, so that a run resumed after epoch
-k is the run that was interrupted, bit for bit.
+An epoch is a function of its state and key, and nothing else.
 """
 
 import hashlib
 import math
-import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .. import _checkpoint as checkpoints
-from .._bar import bar
 from .compiled import compiled, text
 
 
@@ -26,6 +21,9 @@ class OUTCOMES(eqx.Enumeration):
     """Why a run ended."""
 
     completed = "All epochs were run."
+    running = "The run goes on."
+    stopped = "The callback returned True."
+    no_improvement = "The validation loss did not fall any more for as many epochs as `patience` allows."
     non_finite = (
         "A loss or a hyperparameter was not finite; what is returned is the end of the last epoch in which all were. "
         "Lower the learning rates, or narrow the ranges of the space."
@@ -40,15 +38,15 @@ class Program(eqx.Module):
     """What an epoch is made of, as functions to be traced.
 
     - `train(state, batch, key) -> (state, loss)`. - `valid(state, batch, key) -> state`, or None: nothing is tuned.
-    - `values(state)`, `scales(state)`: by name, as the next training step has them. - `loss(state, batch)`: the
-      validation loss, evaluated after the epoch. - `count(state)`: training steps made so far.
+    - `values(state)`, `scales(state)`: by name, as the next training step has them. - `judge(state, batch)`: the
+      validation loss and the metrics by name, evaluated after the epoch. - `count(state)`: training steps so far.
     """
 
     train: Callable
     valid: Callable | None
     values: Callable
     scales: Callable
-    loss: Callable
+    judge: Callable
     count: Callable
     train_steps: int = eqx.field(static=True, default=1)
     valid_steps: int = eqx.field(static=True, default=1)
@@ -86,90 +84,52 @@ class Program(eqx.Module):
         state, record = jax.lax.scan(body, state, jnp.arange(steps))
         return state, {
             **record,
-            "valid_loss": self.evaluate(state, valid),
+            "valid": self.evaluate(state, valid),
             "end": (self.values(state), self.scales(state)),
         }
 
-    def evaluate(self, state: PyTree, valid: PyTree) -> Array:
-        """The mean of `loss` over all of `valid`, a batch at a time."""
+    def evaluate(self, state: PyTree, valid: PyTree) -> dict[str, Array]:
+        """The means of `judge` over all of `valid`, a batch at a time."""
         m, size = _size(valid), min(self.batch_size, _size(valid))
         whole = m // size * size
         batches = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), valid)
-        total = size * jnp.sum(jax.lax.map(lambda batch: self.loss(state, batch), batches))
+        judged = jax.lax.map(lambda batch: self.judge(state, batch), batches)
+        total = jax.tree.map(lambda column: size * jnp.sum(column), judged)
         if whole < m:
-            total += (m - whole) * self.loss(state, jax.tree.map(lambda leaf: leaf[whole:], valid))
-        return total / m
+            rest = self.judge(state, jax.tree.map(lambda leaf: leaf[whole:], valid))
+            total = jax.tree.map(lambda sum, last: sum + (m - whole) * last, total, rest)
+        return jax.tree.map(lambda sum: sum / m, total)
 
 
-def run(
-    program: Program, state: PyTree, train: PyTree, valid: PyTree, key: PRNGKeyArray, *, epochs: int, progress: bool,
-    callback: Callable[[PyTree, dict[str, Any]], Any] | None, checkpoint: str | os.PathLike | None, every: int,
-    resumed: bool, name: str,
-) -> tuple[PyTree, dict[str, np.ndarray], dict[str, np.ndarray], OUTCOMES, float]:  # fmt: skip
-    """(state, entries of every epoch, values at every training step, outcome, seconds of compilation) after `epochs`
-    epochs, or fewer where a loss stops being finite. `resumed`: from the checkpoint; other arguments as in
-    `tune`."""
-    reserved = {"train_loss", "valid_loss", "seconds"} & set(program.values(state))
-    if reserved:
-        raise ValueError(f"the history has a column {reserved.pop()!r} of its own: rename that hyperparameter")
-    began = time.perf_counter()
-    traced = jax.jit(lambda *args: program.epoch(*args)).trace(state, train, valid, key)
-    history: dict[str, list] = {"train_loss": [], "valid_loss": [], "seconds": []}
-    prints = _fingerprint(traced, state, train, valid, key) if checkpoint is not None else {}
-    if resumed:  # the program is told by its text, which JAX writes in other words in other versions
-        state, history = checkpoints.load(checkpoint, state, prints, fragile=["model, losses or method"])
-    epoch = compiled(traced, state, train, valid, key)
-    compile_seconds = time.perf_counter() - began
+class Arrays:
+    """Data in memory, whose epochs are one program."""
 
-    began = time.perf_counter() - (history["seconds"] or [0.0])[-1]
-    outcome, done, saved = OUTCOMES.completed, len(history["valid_loss"]), len(history["valid_loss"])
-    with bar(progress, total=epochs, initial=done, unit=" epochs", desc=name) as line:
-        while done < epochs and outcome == OUTCOMES.completed:
-            new, record = jax.block_until_ready(epoch(state, train, valid, jax.random.fold_in(key, done)))
-            record = jax.tree.map(np.asarray, record)
-            if all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(record)):
-                state, done = new, done + 1
-                latest = _note(history, record, time.perf_counter() - began)
-                line.set_postfix_str(", ".join(f"{column} {entry:.4g}" for column, entry in latest.items()))
-                line.update()
-                if callback is not None:
-                    callback(state, latest)
-            else:
-                outcome = OUTCOMES.non_finite
-            due = done % every == 0 or done == epochs or outcome == OUTCOMES.non_finite
-            if checkpoint is not None and due and done > saved:
-                try:
-                    checkpoints.save(checkpoint, state, history, prints)
-                    saved = done
-                except OSError:
-                    outcome = OUTCOMES.checkpoint_failed
-    steps = {column.removeprefix("step/"): np.asarray(history[column]) for column in history if column[:5] == "step/"}
-    return state, {c: np.asarray(history[c]) for c in history if c[:5] != "step/"}, steps, outcome, compile_seconds
+    def __init__(self, program: Program, train: PyTree, valid: PyTree):
+        self.program, self.data = program, (train, valid)
+
+    def trace(self, state: PyTree, key: PRNGKeyArray) -> dict[str, str]:
+        """What a resumed run must share with the interrupted one. The traced epoch is the model, the losses, the method
+        and its optimisers with their constants, all in one."""
+        self.traced = jax.jit(lambda *args: self.program.epoch(*args)).trace(state, *self.data, key)
+        return {"model, losses or method": text(self.traced), "weights, data or key": digest((state, *self.data), key)}
+
+    def compile(self, state: PyTree, key: PRNGKeyArray) -> None:
+        self.compiled = compiled(self.traced, state, *self.data, key)
+
+    def epoch(self, state: PyTree, k: int, key: PRNGKeyArray) -> tuple[PyTree, dict[str, Any]]:
+        """Epoch k from `state`, its record in NumPy arrays."""
+        new, record = jax.block_until_ready(self.compiled(state, *self.data, key))
+        record = jax.tree.map(np.asarray, record)
+        return new, {**record, "train_loss": record.pop("losses").mean()}
 
 
-def _note(history, record, seconds):
-    """Adds an epoch to the history: each entry its end, "step/..." every training step of it; returns the entries."""
-    values, scales = record["end"]
-    latest = {"train_loss": record["losses"].mean(), "valid_loss": record["valid_loss"], "seconds": seconds}
-    latest |= values | {f"scale of {name}": scale for name, scale in scales.items()}
-    for name, value in latest.items():
-        history.setdefault(name, []).append(value)
-    for name, column in record["values"].items():
-        history.setdefault(f"step/{name}", []).extend(column)
-    return latest
-
-
-def _fingerprint(traced, state, train, valid, key):
-    """The traced epoch is the model, the losses, the method and its optimisers with their constants, all in one."""
+def digest(tree: PyTree, key: PRNGKeyArray) -> str:
+    """Of the numbers in a tree and a key."""
     raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     data = hashlib.sha256()
-    for leaf in jax.tree.leaves((state, train, valid, raw)):
+    for leaf in jax.tree.leaves((tree, raw)):
         data.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
-    return {
-        "model, losses or method": text(traced),
-        "weights, data or key": data.hexdigest(),
-        "versions": checkpoints.versions(),
-    }
+    return data.hexdigest()
 
 
 def _take(data, indices):

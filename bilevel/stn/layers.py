@@ -7,6 +7,9 @@ unconstrained vector u itself (STN). s and s' have one entry per output unit, ch
 the start, so a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix
 W + diag(s) W', which differs from example to example, is never formed.
 
+Where there are fewer units than hyperparameters, one gate a unit could not tell these apart: each unit i then has
+r > 1 gates and rows, s * (W' x) is sum_k s_ik <W'_ik, x>, and s and W' hold all r entries of a unit side by side.
+
 A layer after a normalisation has no matrix; there gamma + V e and beta + C e are the response.
 """
 
@@ -36,9 +39,14 @@ PARAMETERS: dict[type, dict[str, str]] = {
 }
 
 
+def known(layer: Any) -> type | None:
+    """The kind of layer that this one is, itself or by inheritance, of those that have a response."""
+    return next((kind for kind in type(layer).__mro__ if kind in PARAMETERS), None)
+
+
 def parameters(layer: eqx.Module) -> dict[str, str]:
     """The parameters that this layer has, by field, and what they do; empty when it has none."""
-    kinds = PARAMETERS[type(layer)]
+    kinds = PARAMETERS[known(layer)]
     return {name: kind for name, kind in kinds.items() if getattr(layer, name) is not None}
 
 
@@ -67,21 +75,72 @@ def _(primals, tangents):
     return jax.lax.stop_gradient(s * z), ds * z  # s = V 0, so the weights of the response cannot change s * z either
 
 
+class Held:
+    """A traced value that is part of a module's structure: scans, vmaps, filters and whoever walks over leaves pass it
+    by, so that it may stand in a stack of layers as in one."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def respond(parameter: Array, weight: Array | None, gate: Array, e: Array, kind: str) -> Array:
+    """The parameter of a single layer at e: p + V e where it has no W', else W + diag(V e) W', folded."""
+    s = gate @ e.astype(gate.dtype)
+    if weight is None:
+        return parameter + s
+    if kind == "columns":
+        return parameter + fold(s[:, None] * weight.T, parameter.shape[-1]).T
+    return parameter + fold(s.reshape(-1, *(1,) * (parameter.ndim - 1)) * weight, len(parameter))
+
+
+def fold(z: Array, units: int) -> Array:
+    """The sum over the r gates of each unit, units * r along the first axis of z."""
+    return z if len(z) == units else jnp.sum(z.reshape(units, -1, *z.shape[1:]), axis=1)
+
+
+class Raw(eqx.Module):
+    """An array outside the layers known here, with a response; `bind` puts the array W + sum_k diag(V_k e) W'_k, or
+    p + V e, in its place, so that whatever reads it sees an array. Under vmap there is one for each example.
+
+    `base`: (units, ...); `weight`: (units, ..., r), `gate`: (units, r, H); or None and (..., H). All keep the leading
+    axis, so that an ensemble of such may be mapped over.
+    """
+
+    base: Float[Array, "..."]
+    weight: Float[Array, "..."] | None
+    gate: Float[Array, "..."]
+
+    def formed(self, offset: Array | None) -> Float[Array, "..."]:
+        if offset is None:
+            return self.base
+        s = self.gate @ offset.astype(self.gate.dtype)
+        if self.weight is None:
+            return self.base + s
+        s = s.reshape(*s.shape[:-1], *(1,) * (self.weight.ndim - s.ndim), s.shape[-1])
+        return self.base + jnp.sum(s * self.weight, axis=-1)
+
+
 class Response(eqx.Module):
-    """A layer of Equinox with a response, called as that layer is. `convert` makes it.
+    """A layer of Equinox with a response, called as that layer is, and an instance of its class. `convert` makes it.
 
     **Attributes**
 
     - `base`: the ordinary layer, with W and b. - `weights`: W' and b', by the name of the field they belong to.
-    - `gates`: V and C, by the same names, of shape (..., units, H). - `offset`: e, (..., H), or None: no response.
+    - `gates`: V and C, by the same names, of shape (..., units * r, H). - `offset`: holds e, (H,), or is None.
     - `linear`: to first order in e at e = 0, for use under `jax.jvp`.
     """
 
     base: eqx.Module
     weights: dict[str, Float[Array, "..."]]
     gates: dict[str, Float[Array, "..."]]
-    offset: Float[Array, "..."] | None = None
+    offset: Held | None = eqx.field(static=True, default=None)
     linear: bool = eqx.field(static=True, default=False)
+
+    @property
+    def __class__(self):  # what `isinstance` asks besides the type
+        return type(self.__dict__["base"]) if "base" in self.__dict__ else Response
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.offset is None:
@@ -89,17 +148,18 @@ class Response(eqx.Module):
         if isinstance(self.base, eqx.nn.Embedding):
             return self.base(*args, **kwargs) + self._gate("weight", self.weights["weight"][args[0]])
         if isinstance(self.base, NORMS):
-            return _replace(self.base, self.formed())(*args, **kwargs)
-        return _replace(self.base, {**self._biases(*args), "use_bias": True})(*args, **kwargs)
+            return replace(self.base, self.formed())(*args, **kwargs)
+        return replace(self.base, {**self._biases(*args), "use_bias": True})(*args, **kwargs)
 
     def s(self, name: str) -> Float[Array, "..."]:
         """The gate V e, or C e, of a parameter."""
-        return self.gates[name] @ self.offset
+        return self.gates[name] @ self.offset.value.astype(self.gates[name].dtype)
 
     def _gate(self, name, z):
-        """s * z, s along the first axis of z."""
+        """s * z, s along the first axis of z, folded."""
+        parameter, kind = getattr(self.base, name), parameters(self.base)[name]
         s = self.s(name).reshape(-1, *(1,) * (z.ndim - 1))
-        return _first_order(s, z) if self.linear else s * z
+        return fold(_first_order(s, z) if self.linear else s * z, parameter.shape[-1 if kind == "columns" else 0])
 
     def _biases(self, x, hidden=None):
         """All of the response enters as part of the bias: y = W x + (b + s' * b' + s * (W' x)).
@@ -109,7 +169,7 @@ class Response(eqx.Module):
         formed = {name: self._form(name) for name, kind in parameters(self.base).items() if kind == "bias"}
         bias, bias_n = formed.get("bias", 0), formed.get("bias_n", 0)
         if isinstance(self.base, CONVOLUTIONS):
-            product = _replace(self.base, {"weight": self.weights["weight"], "bias": None, "use_bias": False})(x)
+            product = replace(self.base, {"weight": self.weights["weight"], "bias": None, "use_bias": False})(x)
             return {"bias": bias + self._gate("weight", product)}
         if isinstance(self.base, eqx.nn.Linear):
             return {"bias": bias + self._gate("weight", self.weights["weight"] @ jnp.atleast_1d(x))}
@@ -121,24 +181,19 @@ class Response(eqx.Module):
         return {"bias": bias + (by_input + by_hidden), "bias_n": bias_n + new}
 
     def formed(self) -> dict[str, Float[Array, "..."]]:
-        """The parameters at e as arrays, W + diag(s) W' and so on, by name; of a single layer, not of a stack."""
+        """The parameters at e as arrays, W + diag(s) W' and so on, by name."""
         return {name: self._form(name) for name in parameters(self.base)}
 
     def _form(self, name):
-        parameter, kind, s = getattr(self.base, name), parameters(self.base)[name], self.s(name)
-        if kind == "plain":
-            return parameter + s
-        s = s[None] if kind == "columns" else s.reshape(-1, *(1,) * (parameter.ndim - 1))
-        return parameter + s * self.weights[name]
+        kind = parameters(self.base)[name]
+        form = lambda parameter, weight, gate: respond(parameter, weight, gate, self.offset.value, kind)  # noqa: E731
+        for _ in stack(self.base):
+            form = jax.vmap(form)
+        return form(getattr(self.base, name), self.weights.get(name), self.gates[name])
 
     def materialise(self) -> Any:
         """An ordinary layer with the parameters at e as arrays; of a stack, the stack of them."""
-        if self.offset is None:
-            return self.base
-        formed = Response.formed
-        for _ in stack(self.base):
-            formed = jax.vmap(formed)
-        return _replace(self.base, formed(self))
+        return self.base if self.offset is None else replace(self.base, self.formed())
 
     def __getattr__(self, name: str) -> Any:
         # Sizes and the like are the ordinary layer's; so are its parameters, as they are at e.
@@ -148,9 +203,9 @@ class Response(eqx.Module):
         return self._form(name) if self.offset is not None and name in parameters(self.base) else attribute
 
 
-def _replace(layer, changed):
-    """A copy of `layer` with other values in the fields named; `eqx.tree_at` cannot change static ones."""
-    new = object.__new__(type(layer))
-    for name, value in {**vars(layer), **changed}.items():
+def replace(module: Any, changed: dict[str, Any]) -> Any:
+    """A copy with other values in the fields named, static ones too; of its own type, whatever it passes for."""
+    new = object.__new__(type(module))
+    for name, value in {**vars(module), **changed}.items():
         object.__setattr__(new, name, value)
     return new

@@ -12,15 +12,18 @@ class Method(eqx.Module):
     **Attributes**
 
     - `centred`: the gates see the offset from u, not u. - `decoupled`: w on the unperturbed loss, phi on the perturbed
-      one. - `linearised`: (b) to first order; needs both of these.
+      one. - `linearised`: (b) to first order; needs both of these. - `antithetic`: (b) under e and -e, on half of the
+      batch, where what is linear in e, noise alone, cancels; needs `decoupled`.
     - `learn_scales`: rho is tuned too; otherwise it stays, and validation steps are not perturbed.
-    - `entropy`: tau. - `train_steps`, `valid_steps`: how many of each in turn. - `warmup`: epochs before the first (c).
+    - `entropy`: tau, in units of the validation loss. - `train_steps`, `valid_steps`: how many of each in turn.
+      `warmup`: epochs before the first (c).
     - `weights`, `responses`, `hyper`, `scales`: the optimisers of w, phi, u and rho.
     """
 
     centred: bool = eqx.field(static=True)
     decoupled: bool = eqx.field(static=True)
     linearised: bool = eqx.field(static=True)
+    antithetic: bool = eqx.field(static=True)
     learn_scales: bool = eqx.field(static=True)
     entropy: float = eqx.field(static=True)
     train_steps: int = eqx.field(static=True)
@@ -34,6 +37,10 @@ class Method(eqx.Module):
     def __check_init__(self):
         if self.linearised and not (self.centred and self.decoupled):
             raise ValueError("linearised=True is the expansion at the current value: it needs centred and decoupled")
+        if self.antithetic and not self.decoupled:
+            raise ValueError(
+                "antithetic=True fits the response on half of each batch: w needs a loss of its own, decoupled"
+            )
         if not (self.train_steps >= 1 and self.valid_steps >= 1 and self.warmup >= 0 and self.entropy >= 0):
             raise ValueError(
                 "train_steps and valid_steps must be at least 1, warmup and entropy at least 0; they are "
@@ -58,11 +65,14 @@ def delta_stn(
     centred: bool = True,
     decoupled: bool = True,
     linearised: bool = True,
+    antithetic: bool | None = None,
 ) -> Method:
-    """Delta-STN (arXiv 2010.13514). Arguments as in `Method`; `responses` left out is `weights` with its own state."""
+    """Delta-STN (arXiv 2010.13514), in pairs of draws. Arguments as in `Method`; left out, `responses` is `weights`
+    with a state of its own, and `antithetic` is what `decoupled` is."""
+    antithetic = decoupled if antithetic is None else antithetic
     responses = weights if responses is None else responses
     return Method(
-        centred, decoupled, linearised, learn_scales, entropy, train_steps, valid_steps, warmup,
+        centred, decoupled, linearised, antithetic, learn_scales, entropy, train_steps, valid_steps, warmup,
         weights, responses, hyper, scales,
     )  # fmt: skip
 
@@ -83,5 +93,5 @@ def stn(
     return delta_stn(
         weights, responses=responses, hyper=hyper, scales=scales, learn_scales=learn_scales, entropy=entropy,
         train_steps=train_steps, valid_steps=valid_steps, warmup=warmup,
-        centred=False, decoupled=False, linearised=False,
+        centred=False, decoupled=False, linearised=False, antithetic=False,
     )  # fmt: skip

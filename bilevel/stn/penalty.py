@@ -1,18 +1,22 @@
 """Weight decay of a responding network, for each example's own weights, which are never formed.
 
-    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s^2, q>,   r_i = <W_i, W'_i>,  q_i = ||W'_i||^2  (i: output unit)
+    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s, Q s>,   r_ik = <W_i, W'_ik>,  Q_ikl = <W'_ik, W'_il>
+    (i: output unit, k, l: its gates, of which most layers have one)
 
-Under vmap over examples r and q are computed once; what remains for each example is a product of two short vectors.
+Under vmap over examples r and Q are computed once; what remains for each example is a product of two short vectors.
 """
+
+import math
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._convert import set_rates
-from .layers import Response, parameters, stack
-from .linearise import Linearised
+from ._bind import is_raw, is_response, responds
+from .layers import parameters, stack
+from .linearise import unwrapped
 
 
 def squared_norm(model: PyTree) -> Float[Array, ""]:
@@ -20,30 +24,32 @@ def squared_norm(model: PyTree) -> Float[Array, ""]:
 
     For `train_loss`: `cross_entropy + hyper["decay"] * stn.squared_norm(model)`; an ordinary model works as well.
     """
-    model = set_rates(model.model if isinstance(model, Linearised) else model, None)
-    nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Response))
+    nodes = jax.tree.leaves(unwrapped(model), is_leaf=responds)
     return jnp.asarray(sum(_squares(node) for node in nodes))
 
 
 def _squares(node):
-    if not isinstance(node, Response):
+    node = node.base if is_raw(node) else node
+    if not is_response(node):
         return jnp.sum(node**2) if eqx.is_inexact_array(node) else 0
     if node.offset is None:
         return sum(jnp.sum(getattr(node.base, name) ** 2) for name in parameters(node.base))
-    squares = _layer_squares
-    for _ in stack(node.base):
-        squares = jax.vmap(squares)
-    return jnp.sum(squares(node))
-
-
-def _layer_squares(node):
     total = 0
     for name, kind in parameters(node.base).items():
-        W, response, s = getattr(node.base, name), node.weights.get(name), node.s(name)
-        if kind == "plain":
-            total += jnp.sum((W + s) ** 2)
-        else:
-            others = 0 if kind == "columns" else tuple(range(1, W.ndim))
-            r, q = jnp.sum(W * response, others), jnp.sum(response**2, others)
-            total += jnp.sum(W**2) + 2 * s @ r + s**2 @ q
+        squares = partial(_squares_at, kind)
+        for _ in stack(node.base):
+            squares = jax.vmap(squares)
+        total += jnp.sum(squares(getattr(node.base, name), node.weights.get(name), node.s(name)))
     return total
+
+
+def _squares_at(kind, W, response, s):
+    if kind == "plain":
+        return jnp.sum((W + s) ** 2)
+    if kind == "columns":
+        W, response = W.T, response.T
+    own = response.reshape(len(W), -1, math.prod(W.shape[1:]))  # (units, gates of one, weights)
+    r = jnp.sum(W.reshape(len(W), 1, -1) * own, 2)
+    Q = jnp.sum(own[:, :, None] * own[:, None], 3)
+    s = s.reshape(r.shape)
+    return jnp.sum(W**2) + 2 * jnp.sum(s * r) + jnp.sum(s[:, :, None] * s[:, None] * Q)

@@ -1,13 +1,13 @@
 """The hyperparameters, by name, as one unconstrained vector u; each draw of them perturbs u, never the value.
 
-    value_j = range_j(u_j),     draw: u + e,  e_j = sigma_j N(0, 1),  sigma = softplus(rho)
+    value_j = range_j(u_j),     draw: u + e,  e_j = sigma_j N(0, 1),  sigma = scale 2^tanh(rho/2)
     range:  low + (high - low) sigmoid(u)     Rate, Real
             exp(u)                            Positive
             floor(low + (high + 1 - low) sigmoid(u)), at most high     Integer
     entropy of a draw: sum_j log(sigma_j sqrt(2 pi e))
 
-Values only ever enter the training loss, which need not be differentiable in them; u and rho get their gradients
-through the network's response (arXiv 1903.03088, section 3.3).
+Values only enter the training loss, which need not be differentiable in them; u and rho get gradients through the
+network's response (arXiv 1903.03088, section 3.3).
 """
 
 import math
@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-# exp(80) and exp(-80) are normal numbers in float32, so a wild draw gives a huge value and not inf
-LARGEST_EXPONENT = 80.0
+LARGEST_EXPONENT = 80.0  # exp of it and of its negative are normal in float32: a wild draw gives a huge value, not inf
+REACH = 2.0  # how many times larger or smaller than `scale` a learned sigma may become
 
 
 class AbstractHyperparameter(eqx.Module):
@@ -189,10 +189,9 @@ class Space(eqx.Module):
         return iter(self.names)
 
     def start(self, dtype: DTypeLike = float) -> tuple[Float[Array, "H"], Float[Array, "H"]]:
-        """(u, rho) at which values are the starts and softplus(rho) the scales."""
+        """(u, rho) at which values are the starts and sigma the scales."""
         u = [one.unconstrained() for one in self.hyperparameters]
-        rho = [one.scale + math.log(-math.expm1(-one.scale)) for one in self.hyperparameters]  # softplus's inverse
-        return jnp.asarray(u, dtype), jnp.asarray(rho, dtype)
+        return jnp.asarray(u, dtype), jnp.zeros(len(self), dtype)
 
     def values(self, u: Float[Array, "... H"]) -> dict[str, Float[Array, "..."] | Int[Array, "..."]]:
         """The values at u by name, of shape (...) and u's dtype, int32 for an `Integer`. They carry no gradient."""
@@ -202,7 +201,8 @@ class Space(eqx.Module):
 
     def sigma(self, rho: Float[Array, "... H"]) -> Float[Array, "... H"]:
         """The standard deviations of the draws."""
-        return jax.nn.softplus(rho)
+        scales = jnp.broadcast_to(jnp.asarray([one.scale for one in self.hyperparameters], rho.dtype), rho.shape)
+        return scales * jnp.exp(math.log(REACH) * jnp.tanh(rho / 2))
 
     def draw(self, rho: Float[Array, "H"], key: PRNGKeyArray, size: int) -> Float[Array, "size H"]:
         """`size` perturbations e of u, differentiable in rho; a hyperparameter drawn per batch has equal ones."""

@@ -54,8 +54,8 @@ def one(log: record.Log, run: str, method: str, seed: int, packaged: bool, epoch
     log.write("config", run, method=method, seed=seed, epochs=epochs, batch=images.BATCH, space=str(space),
               data="digits" if packaged else "Fashion-MNIST", **record.environment())  # fmt: skip
 
-    def callback(state, entries):
-        log.write("step", run, k=next(done), **entries)
+    def callback(so_far):
+        log.write("step", run, k=next(done), **so_far.latest)
 
     losses = (images.train_loss, images.valid_loss, train, valid)
     options = {"key": key, "epochs": epochs, "batch_size": images.BATCH, "progress": False, "callback": callback}

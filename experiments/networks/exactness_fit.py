@@ -9,6 +9,7 @@ import optax
 from bilevel import stn
 from bilevel.stn._tune import start
 from bilevel.stn.train import Losses, train_step
+from experiments.networks.optima_cases import Unbounded
 
 jax.config.update("jax_enable_x64", True)
 
@@ -56,7 +57,7 @@ class Fit:
     def __init__(
         self, method, model, train_loss, batch, steps, rate=RATE, draws="batch", where=lambda path, layer: True
     ):
-        space = stn.Space(penalty=stn.Positive(1.0, draws=draws))
+        space = Unbounded(penalty=stn.Positive(1.0, draws=draws))
         method = METHODS[method](optax.adam(optax.cosine_decay_schedule(rate, steps)), learn_scales=False)
         model = stn.convert(model, space, key=KEY, where=where)
         static = eqx.filter(model, eqx.is_inexact_array, inverse=True)

@@ -81,7 +81,8 @@ def self_tune(log, run, config, plain, model, sets, budget: Budget) -> dict[str,
     judge(model, test)  # compiles
     compiled, per_epoch, aside, best, k, last = CLOCK.seconds, len(train[1]) // BATCH, 0.0, math.inf, 0, {}
 
-    def callback(state, entries):
+    def callback(so_far):
+        state, entries = so_far.state, so_far.latest
         nonlocal aside, best, k, last
         paused, k, value = time.perf_counter(), k + 1, float(entries["valid_loss"])
         now = eqx.combine(state.weights, state.responses, static)

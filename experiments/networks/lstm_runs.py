@@ -120,7 +120,8 @@ class Study:
         if not checkpoint.exists():
             self.log.write("config", name, **self.config, **config, **record.environment())
 
-        def callback(state, entries):
+        def callback(so_far):
+            state, entries = so_far.state, so_far.latest
             began = time.perf_counter()
             model, steps = current(state)
             tested = float(language.evaluate(model, self.test))
