@@ -96,6 +96,8 @@ reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minut
 
 imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, an hour; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
+statistics: $(STATISTICS)  ## what many penalties are worth on six tables, an hour; SMOKE=1: in two minutes
+
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 
 front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy over the same objectives, in minutes
@@ -127,6 +129,9 @@ $(IMAGING): FOLDER := imaging
 $(NETWORKS): FOLDER := networks
 $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
+
+$(STATISTICS): $(READY)
+	$(BIN)/python -m experiments.statistics.$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
 	rm -rf .venv .pytest_cache .ruff_cache .jax_cache .types build dist site *.egg-info experiments/demo experiments/smoke
