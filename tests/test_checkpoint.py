@@ -104,15 +104,25 @@ def test_sigkill_at_any_moment_loses_nothing(path):
         assert len(end["seconds"]) == len(whole.history["seconds"])
 
 
-@pytest.mark.parametrize("longer", [dict(max_steps=12), dict(max_steps=30, max_cost=200), dict(max_steps=30, tol=0.3)])
+METHODS = {
+    "maid": bilevel.maid(), "maid, 1": bilevel.maid(1, 1), "hoag": bilevel.hoag(),
+    "fixed": bilevel.fixed_accuracy(1e-4), "default": bilevel.quasi_newton(), "default, 1": bilevel.quasi_newton(1, 1),
+}  # fmt: skip
+LONGER = [dict(max_steps=12), dict(max_steps=30, max_cost=200), dict(max_steps=30, tol=0.3)]
+QUICK = [("maid", LONGER[2]), ("hoag", LONGER[0]), ("default", LONGER[0]), ("default", LONGER[1])]
+
+
 @pytest.mark.parametrize(
-    "method",
-    [bilevel.maid(), bilevel.maid(1, 1), bilevel.hoag(), bilevel.fixed_accuracy(1e-4), bilevel.quasi_newton(),
-     bilevel.quasi_newton(1, 1)],
-)  # fmt: skip
-def test_resume_with_larger_budgets_equals_the_long_run(path, method, longer):
+    ("name", "longer"),
+    [
+        pytest.param(name, longer, marks=() if (name, longer) in QUICK else pytest.mark.full)
+        for name in METHODS
+        for longer in LONGER
+    ],
+)
+def test_resume_with_larger_budgets_equals_the_long_run(path, name, longer):
     """A run that ended by its budget goes on as if the budget had been larger from the start."""
-    longer = {"tol": 0.0} | longer
+    longer, method = {"tol": 0.0} | longer, METHODS[name]
     for short in (dict(max_steps=5), dict(max_cost=40)):
         solve(path, method=method, tol=0.0, **short)
         assert_same(solve(path, method=method, resume=True, **longer), solve(method=method, **longer))
