@@ -13,7 +13,7 @@ from . import _checkpoint as checkpoints
 from ._counts import Counts
 from ._interrupt import Interrupt
 from ._outer.method import AbstractMethod, Info, State
-from ._results import RESULTS, Solution
+from ._results import RESULTS, Solution, told
 
 COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "delta", "step")
 MOST = 10_000_000  # numbers of all theta_k together; beyond, none are kept
@@ -147,15 +147,15 @@ def solution(
 def detail(result: RESULTS, info: Info, tol: float, by_default: bool) -> str:
     """What was shown of the last theta, beside the name of the result."""
     most = info.gradient_norm + info.gradient_error
-    if result == RESULTS.converged and most == 0:
+    if told(result, RESULTS.converged) and most == 0:
         return "The gradient is zero, and nothing is uncertain about it."
-    if result == RESULTS.converged:
+    if told(result, RESULTS.converged):
         source = ", a thousandth of its norm at theta0" if by_default else ""
         promised = "" if math.isnan(info.decrease) else (
             f", and the decrease that its curvatures leave, {info.decrease:.1e}, within a thousandth of the value"
         )  # fmt: skip
         return f"The gradient's norm is at most {most:.1e}, within {tol:.1e}{source}{promised}."
-    if result == RESULTS.accuracy_floor and math.isfinite(most):
+    if told(result, RESULTS.accuracy_floor) and math.isfinite(most):
         return f"theta is stationary to within {most:.1e}."
     return ""
 

@@ -9,6 +9,7 @@ Section 4.1 of arXiv 2308.10098.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -77,12 +78,16 @@ class Quadratic(AbstractProblem):
         slack = 4 * len(sigma) * np.finfo(dtype).eps
         if len(sigma) < n or not sigma[-1] > slack * sigma[0]:
             raise ValueError("Quadratic: A2 must have full column rank, or the lower level is not strongly convex")
-        self.A1, self.A2, self.A3, self.b1, self.b2 = (jnp.asarray(v, dtype) for v in (A1, A2, A3, b1, b2))
-        self.mu = jnp.asarray((sigma[-1] - slack * sigma[0]) ** 2, dtype)
-        self.L = jnp.asarray(((1 + slack) * sigma[0]) ** 2, dtype)
-        self.L_upper = jnp.asarray(((1 + slack) * np.linalg.norm(A1, 2)) ** 2, dtype)
-        self.norms = jnp.asarray([sigma[0], np.linalg.norm(A3, 2), np.linalg.norm(b2)], dtype)
-        self.norm_J = jnp.asarray(np.linalg.norm(A2.T @ A3, 2) + slack * sigma[0] * np.linalg.norm(A3, 2), dtype)
+
+        def number(v):  # put, not converted on the device: that would be a program
+            return jax.device_put(np.asarray(v, dtype))
+
+        self.A1, self.A2, self.A3, self.b1, self.b2 = map(number, (A1, A2, A3, b1, b2))
+        self.mu = number((sigma[-1] - slack * sigma[0]) ** 2)
+        self.L = number(((1 + slack) * sigma[0]) ** 2)
+        self.L_upper = number(((1 + slack) * np.linalg.norm(A1, 2)) ** 2)
+        self.norms = number([sigma[0], np.linalg.norm(A3, 2), np.linalg.norm(b2)])
+        self.norm_J = number(np.linalg.norm(A2.T @ A3, 2) + slack * sigma[0] * np.linalg.norm(A3, 2))
 
     def lower(self, x, theta):
         r = self.A2 @ x + (self.A3 @ theta - self.b2)
@@ -93,7 +98,7 @@ class Quadratic(AbstractProblem):
         return 0.5 * r @ r
 
     def guess(self, theta):
-        return jnp.zeros(self.A2.shape[1], self.A2.dtype)
+        return jax.device_put(np.zeros(self.A2.shape[1], self.A2.dtype))
 
     def constants(self, theta):
         # A2^T (A2 x + (A3 theta - b2)): where A3 theta and b2 cancel, their rounding is larger than that of H x

@@ -87,9 +87,17 @@ class Saddle(bilevel.AbstractProblem):
         return bilevel.Constants(mu=0.1, L=10.0)
 
 
-def test_a_lower_level_that_is_not_convex_is_a_result():
+class Slope(Saddle):
+    """h is a plane along its first axis: no product with H is below zero there, and none above."""
+
+    def lower(self, x, theta):
+        return (x[1] - theta) ** 2 / 2 + theta * x[0]
+
+
+@pytest.mark.parametrize("problem", [Saddle(), Slope()], ids=["saddle", "plane"])
+def test_a_lower_level_that_is_not_convex_is_a_result(problem):
     """Not an estimate of zero."""
-    problem, theta = Saddle(), jnp.array(0.1)
+    theta = jnp.array(0.1)
     solution = bilevel.hypergradient(problem, theta, eps=1e-2)
     estimate = bilevel.estimate_error(problem, theta, solution)
     assert estimate.result == bilevel.RESULTS.not_strongly_convex

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bilevel
 from bilevel import _program
+from bilevel._outer.programs import Meter
 from bilevel._program import FEW, program, small
+from bilevel.problems.quadratic import uniform_data
 
 
 @program
@@ -47,3 +50,38 @@ def test_options_that_an_xla_does_not_know_are_left_out(monkeypatch):
     assert product(jnp.arange(3.0)) == 5
     assert not _program._understood()
     _program._understood.cache_clear()
+
+
+def test_at_most_six_reads_an_outer_step(monkeypatch):
+    """A read is a wait for the device: `device_get` is one however much it fetches, and what was fetched once stays.
+    An accelerator keeps it beside the array; here it is noted, for a CPU's arrays lie on the host already."""
+    kind, get, fetched, reads = type(jnp.zeros(())), jax.device_get, {}, [0]
+    value = kind.__dict__["_value"].fget
+
+    def note(arrays):
+        new = [array for array in arrays if isinstance(array, kind) and id(array) not in fetched]
+        fetched.update((id(array), array) for array in new)
+        reads[0] += bool(new)
+
+    def one(self):
+        note([self])
+        return value(self)
+
+    def many(tree):
+        note(jax.tree.leaves(tree))
+        return get(tree)
+
+    monkeypatch.setattr(kind, "_value", property(one))
+    monkeypatch.setattr(jax, "device_get", many)
+    problem = uniform_data(0)
+    solution = bilevel.solve(problem, np.ones(10), progress=False)
+    assert solution.result == bilevel.RESULTS.converged
+    assert solution.steps > 20
+    assert reads[0] <= 6 * solution.steps
+
+
+def test_at_most_eight_programs_a_problem():
+    bilevel.solve(uniform_data(0, columns=9), np.ones(9), max_steps=2, progress=False)  # the probe of XLA's options
+    before = Meter.compilations
+    bilevel.solve(uniform_data(0, columns=11), np.ones(11), progress=False)
+    assert Meter.compilations - before <= 8

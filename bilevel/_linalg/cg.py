@@ -68,8 +68,12 @@ def cg_iterations(
         pp, pHp = optax.tree.norm(p, squared=True), optax.tree.vdot(p, Hp)
         pWp = pp if metric is None else optax.tree.vdot(p, jax.tree.map(jnp.multiply, p, metric))
         bent = ~(pHp > 0.999 * mu * pWp - 8 * u * L * pp) | ~(pHp > 0)
-        # where even rounding is less than what underflows, no product tells of H: it ends there, and nothing is blamed
-        blind = ~(u * jnp.maximum(L * pp, jnp.abs(pHp)) > optax.tree.size(p) * float(jnp.finfo(pp.dtype).tiny))
+        # where even rounding is less than what underflows, no product tells of H: it ends there, and nothing is blamed;
+        # L = 0 is an L that is not known, and then p alone tells: a flat direction has <p, H p> = 0 at any size
+        blind = ~(
+            u * jnp.maximum(jnp.where(L > 0, L, 1) * pp, jnp.abs(pHp))
+            > optax.tree.size(p) * float(jnp.finfo(pp.dtype).tiny)
+        )
         bad = bent & ~blind
         least = jnp.minimum(least, jnp.where(pWp > 0, pHp / jnp.where(pWp > 0, pWp, 1), jnp.inf))
         alpha = jnp.where(bent, 0, rr / jnp.where(bent, 1, pHp))

@@ -23,7 +23,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .norms import norm
-from .sharding import replicate, stack
+from .sharding import replicate, zeros
 from .vectors import Scalar, Vector
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -48,7 +48,7 @@ def empty(like: Vector, slots: int) -> Pairs:
     leaf = jax.tree.leaves(like)[0]
     rest = np.zeros((slots, slots), leaf.dtype), np.ones((), leaf.dtype), np.zeros((), np.int32)
     rest = replicate(jax.device_put(rest), like)
-    return Pairs(stack(like, slots), stack(like, slots), *rest)
+    return Pairs(zeros(like, slots), zeros(like, slots), *rest)
 
 
 def push(

@@ -18,15 +18,15 @@ def layout(v: Array) -> NamedSharding | None:
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def stack(like: Vector, slots: int) -> Vector:
-    """Zeros with a leading axis of slots, laid out as `like` is."""
+def zeros(like: Vector, *leading: int) -> Vector:
+    """Zeros as `like` is, with `leading` axes before its own, and laid out as it is."""
 
-    def zeros(v):
+    def put(v):
         spread = layout(v)
-        device = spread and NamedSharding(spread.mesh, PartitionSpec(None, *spread.spec))
-        return jax.device_put(np.zeros((slots, *v.shape), v.dtype), device)  # jnp.zeros would be a program a shape
+        device = spread and NamedSharding(spread.mesh, PartitionSpec(*(None for _ in leading), *spread.spec))
+        return jax.device_put(np.zeros((*leading, *v.shape), v.dtype), device)  # jnp.zeros would be a program a shape
 
-    return jax.tree.map(zeros, like)
+    return jax.tree.map(put, like)
 
 
 def replicate(tree: PyTree, like: Vector) -> PyTree:

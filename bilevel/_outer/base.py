@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from .._certificate.gradient import Hypergradient
 from .._certificate.value import Point
@@ -32,16 +32,18 @@ class Trial(NamedTuple):
 
 
 class Base:
-    """theta_k in one step. What cannot be paid for, or comes back broken, raises `Stop`."""
+    """theta_k in one step. What cannot be paid for, or comes back broken, raises `Stop`. `corrects`: the value's
+    interval is corrected by the adjoint, every time that there is a new one."""
 
-    def __init__(self, meter: Meter, state: State, tol: float | None, box: Any):
-        self.meter, self.state, self.box = meter, state, box
+    def __init__(self, meter: Meter, state: State, tol: float | None, box: Any, corrects: bool = False):
+        self.meter, self.state, self.box, self.corrects = meter, state, box, corrects
         self.theta, self.point, self.memory = state.theta, state.point, state.memory
         self.tol, self.by_default = (state.tol if tol is None else tol), tol is None
         self.z: Vector = None
         self.gradient: Hypergradient | None = None
         self.norm, self.omega, self.delta, self.certificate = math.nan, math.inf, math.inf, "none"
         self.x_floor = self.q_floor = self.sharpened = self.turned = False
+        self.headed: tuple[Vector, Heading, float] | None = None  # d at this z, with what is known of it
         # what the direction's model of f leaves to be had; whether that is within the default tolerance; the least that
         # it promised within it
         self.decrease, self.modelled, self.kept = math.nan, False, math.inf
@@ -93,7 +95,10 @@ class Base:
 
     def differentiate(self, delta: float) -> None:
         """z, omega and what they tell."""
-        self.point, self.gradient = self.meter.differentiate(self.theta, self.point, self.memory.q, delta)
+        self.point, self.gradient = self.meter.differentiate(
+            self.theta, self.point, self.memory.q, delta, self.corrects
+        )  # fmt: skip
+        self.headed = None
         self.q_floor = told(self.gradient.result, RESULTS.accuracy_floor)
         self.memory = self.memory._replace(q=self.gradient.q)
         self.z = self.gradient.gradient
@@ -112,17 +117,15 @@ class Base:
             self.point, self.gradient, self.sharpened = point, None, True
         return point is not None
 
-    def correct(self) -> None:
-        """The value's interval corrected by the adjoint."""
-        self.point = self.meter.correct(self.theta, self.point, self.memory.q)
-
     def remember(self, **changes: Any) -> None:
         """Memory for the next step, if this one accepts a trial."""
         self.memory = self.memory._replace(**changes)
 
     def turn(self, direction: AbstractDirection, search: AbstractSearch) -> tuple[Vector, Heading, float]:
-        """d from z, and in plain numbers what is known of it and ||d||."""
-        omega = jnp.asarray(self.omega, self.point.value.dtype)
+        """d from z, and in plain numbers what is known of it and ||d||; asked once for each z."""
+        if self.headed is not None:
+            return self.headed
+        omega = np.asarray(self.omega, self.point.value.dtype)
         memory, d, *told = self.meter.call(
             query, direction, self.memory.direction, self.theta, self.z, omega, self.box
         )  # fmt: skip
@@ -132,9 +135,11 @@ class Base:
             self.remember(search=search.turned(self.memory.search, heading.learnt))
         self.remember(direction=memory)
         self.decrease = heading.left
-        return d, heading, length
+        self.headed = d, heading, length
+        return self.headed
 
     def forget(self, direction: AbstractDirection) -> None:
+        self.headed = None
         self.remember(direction=direction.forget(self.memory.direction, self.theta))
 
     def observe(self, predictor: AbstractPredictor, theta: Vector, x: Vector) -> None:
@@ -145,7 +150,7 @@ class Base:
     ) -> Trial:  # fmt: skip
         """theta+ = P(theta + alpha d), where log(L/mu) is at most `limit`."""
         dtype = self.point.value.dtype
-        alpha, limit = jnp.asarray(alpha, dtype), None if limit is None else jnp.asarray(limit, dtype)
+        alpha, limit = np.asarray(alpha, dtype), None if limit is None else np.asarray(limit, dtype)
         trial, x, *lengths = self.meter.call(
             propose, self.meter.problem, predictor, self.memory.guesses, self.theta, x, self.z, d, alpha, limit,
             self.box,

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .._linalg import lbfgs_pairs
 from .._linalg.norms import norm
-from .._linalg.sharding import replicate
+from .._linalg.sharding import replicate, zeros
 from .._linalg.vectors import Scalar, Vector
 from .direction import AbstractDirection, Heading
 from .region import free, stationarity
@@ -37,9 +38,9 @@ class QuasiNewton(AbstractDirection):
     pairs: int | None = eqx.field(static=True, default=None)
 
     def init(self, theta):
-        zeros, leaf = optax.tree.zeros_like(theta), jax.tree.leaves(theta)[0]
-        omega = replicate(jnp.asarray(jnp.inf, leaf.dtype), theta)
-        return Memory(self.empty(theta), zeros, zeros, omega)
+        nothing, leaf = zeros(theta), jax.tree.leaves(theta)[0]
+        omega = replicate(jax.device_put(np.asarray(np.inf, leaf.dtype)), theta)
+        return Memory(self.empty(theta), nothing, nothing, omega)
 
     def empty(self, theta):
         fitting = max(8, min(100, MOST // (2 * optax.tree.size(theta))))

@@ -68,8 +68,6 @@ def enough(base: Base, method: Any) -> bool:
     """Whether a gradient within the tolerance ends the run: it does where the tolerance was asked for, or the direction
     has no model of f. Else the decrease that may be left has to be within a thousandth of the value, too, at two points
     running: on an ill-conditioned f the gradient falls by a thousand long before f does."""
-    if method.search.corrects:
-        base.correct()
     if not base.by_default or base.norm + base.omega == 0:
         return True
     _, heading, _ = base.turn(method.direction, method.search)

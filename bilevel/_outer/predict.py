@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from .._linalg.sharding import replicate, stack
+from .._linalg.sharding import replicate, zeros
 from .._linalg.vectors import Vector
 
 LARGE = 2**20  # numbers in x
@@ -76,7 +76,7 @@ class Secants(AbstractPredictor):
     def init(self, theta, x):
         count = replicate(jax.device_put(np.zeros((), np.int32)), x)
         slots = (8 if optax.tree.size(x) <= LARGE else 4) if self.points is None else self.points
-        return Points(stack(theta, slots), stack(x, slots), count)
+        return Points(zeros(theta, slots), zeros(x, slots), count)
 
     def observe(self, memory, theta, x):
         at = memory.count % memory.slots

@@ -61,6 +61,12 @@ def propose(problem, predictor, guesses, theta, x, z, d, alpha, limit, box):
     return trial, predictor.guess(guesses, theta, x, trial), norm(step), -optax.tree.vdot(z, step)
 
 
+def read(out: Any) -> Any:
+    """What a program returned, its numbers fetched to the host in one read: who asks for one later finds it there."""
+    jax.device_get([leaf for leaf in jax.tree.leaves(out) if leaf.ndim == 0])
+    return out
+
+
 class Stop(Exception):
     """The step ends here, for this reason."""
 
@@ -125,45 +131,53 @@ class Meter:
             raise Stop(RESULTS.max_cost_reached)
         cap = max(cap, known.solve + correction)
         allowed = np.asarray(int(min(cap, self.left, UNLIMITED)) - correction, np.int32)
-        eps_ = jnp.asarray(eps, jax.tree.leaves(x0)[0].dtype)
+        eps_ = np.asarray(eps, jax.tree.leaves(x0)[0].dtype)
         learnt = self.solver.curvature(x0) if self.curvature is None else self.curvature
         point = self._call(evaluate, self.problem, self.solver, theta, x0, eps_, allowed, learnt, self.seed)
         self.curvature = point.lower.curvature
+        point = read(self.correct(theta, point, q if correction else None))
         self.add(point.lower)
-        if q is not None:
-            point = self.correct(theta, point, q)
         if self.left < cap and self.left <= 0 and float(point.lower.error) > eps:
             raise Stop(RESULTS.max_cost_reached)
         return point
 
-    def correct(self, theta: Vector, point: Point, q: Vector) -> Point:
-        """The point with its interval corrected by q, where the problem declares what that takes and it can be paid."""
-        cost = overheads(self.problem, point.lower.x, theta).correction
-        if not 0 < cost <= self.left:
+    def correct(self, theta: Vector, point: Point, q: Vector | None) -> Point:
+        """The point with its interval corrected by q, if there is one; paid for already."""
+        if q is None:
             return point
+        cost = overheads(self.problem, point.lower.x, theta).correction
         self.counts = self.counts._replace(hessian_products=self.counts.hessian_products + cost)
         return self._call(correct, self.problem, theta, point, q)
 
-    def differentiate(self, theta: Vector, point: Point, q: Vector, delta: float) -> tuple[Point, Hypergradient]:
+    def differentiate(
+        self, theta: Vector, point: Point, q: Vector, delta: float, corrects: bool = False
+    ) -> tuple[Point, Hypergradient]:
         """The hypergradient with the adjoint to delta, and the point: with a larger error where conjugate gradients
-        have contradicted an estimate of mu."""
-        if self.left < overheads(self.problem, point.lower.x, theta).certificate + 1:
+        have contradicted an estimate of mu. `corrects`: with its interval corrected by the new q, where the problem
+        declares what that takes and it can be paid."""
+        known = overheads(self.problem, point.lower.x, theta)
+        if self.left < known.certificate + 1:
             raise Stop(RESULTS.max_cost_reached)
-        allowed = np.asarray(int(min(self.left, UNLIMITED)), np.int32)
-        delta = jnp.asarray(delta, point.lower.error.dtype)
+        corrects = corrects and 0 < known.correction <= self.left - known.certificate - 1
+        allowed = np.asarray(int(min(self.left - corrects * known.correction, UNLIMITED)), np.int32)
+        delta = np.asarray(delta, point.lower.error.dtype)
         gradient = self._call(differentiate, self.problem, theta, point.lower, q, delta, allowed, self.seed)
+        point, gradient = read((self.correct(theta, point, gradient.q if corrects else None), gradient))
         self.add(gradient)
         for result in BROKEN:
             if told(gradient.result, result):
                 raise Stop(result)
-        return self.corrected_mu(theta, point, gradient), gradient
+        lowered = self.corrected_mu(theta, point, gradient)
+        if corrects and lowered is not point and known.correction <= self.left:
+            lowered = read(self.correct(theta, lowered, gradient.q))
+        return lowered, gradient
 
     def corrected_mu(self, theta: Vector, point: Point, gradient: Hypergradient) -> Point:
         """The point as the mu of a hypergradient has it, where that is smaller."""
         if not float(gradient.mu) < float(point.lower.mu):
             return point
         lower = dataclasses.replace(point.lower, mu=gradient.mu, error=gradient.eps)
-        return self._call(enclose, self.problem, theta, lower)
+        return read(self._call(enclose, self.problem, theta, lower))
 
     def sharpen(self, theta: Vector, point: Point, most: float = math.inf) -> Point | None:
         """The point with the bounds that its local curvature gives; None if that costs more than `most` or is left."""
@@ -175,7 +189,7 @@ class Meter:
         self.counts = counts._replace(
             hessian_products=counts.hessian_products + hessian, cross_products=counts.cross_products + cross
         )
-        return self._call(sharpen, self.problem, theta, point.lower)
+        return read(self._call(sharpen, self.problem, theta, point.lower))
 
     def stationarity(self, theta: Vector, gradient: Hypergradient, box: Any) -> float:
         """||P(theta - z) - theta||; ||z|| without a box."""

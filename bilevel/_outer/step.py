@@ -14,6 +14,7 @@ import math
 import optax
 
 from .._certificate.value import Point
+from .._linalg.sharding import zeros
 from .._linalg.vectors import Vector
 from .._lower.choose import choose
 from .._lower.solver import AbstractLowerSolver
@@ -57,7 +58,7 @@ class Method(AbstractMethod):
         point = meter.solve(theta0, x0, math.inf)
         error, norm_g_x, value = float(point.lower.error), float(point.norm_g_x), float(point.value)
         memory = Memory(
-            q=optax.tree.zeros_like(x0),
+            q=zeros(x0),
             asked=self.accuracy.init(error, norm_g_x, value),
             direction=self.direction.init(theta0),
             search=self.search.init(norm_g_x),
@@ -68,7 +69,7 @@ class Method(AbstractMethod):
         return State(theta0, point, memory, math.nan, 0, *meter.read(), meter.compile_seconds, meter.read())
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
-        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box)
+        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box, self.search.corrects)
         accepted, alpha, result = None, math.nan, None
         try:
             while accepted is None:
@@ -78,15 +79,13 @@ class Method(AbstractMethod):
                 accepted, alpha = self.descend(base)
         except Stop as stop:
             result = stop.result
-            if result == RESULTS.accuracy_floor and base.kept < math.inf:
+            if told(result, RESULTS.accuracy_floor) and base.kept < math.inf:
                 # within the tolerance by the model, and rounding hides whatever it does not know of
                 result, base.decrease = RESULTS.converged, base.kept
         return base.end(accepted, alpha, result)
 
     def descend(self, base: Base) -> tuple[tuple[Vector, Point] | None, float]:
         """theta+ with its point, and alpha; or None where z is wanted more accurately first."""
-        if self.search.corrects:
-            base.correct()
         d, heading, length = base.turn(self.direction, self.search)
         theta, x, reached = base.theta, base.point.lower.x, base.reached
         size = optax.tree.size(theta)
