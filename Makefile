@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 # RESUME=1: go on with the log.
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
-IMAGING := bsd68
+IMAGING := bsd68_choice bsd68
 NETWORKS := exactness ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 

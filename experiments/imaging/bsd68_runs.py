@@ -72,14 +72,18 @@ def needs() -> None:
             )
 
 
-def setting(packaged: bool, smoke: bool) -> Setting:
+def images(packaged: bool, smoke: bool) -> list[list[np.ndarray]]:
+    """Whole images to learn from, and to test on."""
     if packaged:
         size = 64 if smoke else 256
         train, test = data.denoising_set("photographs", sigma=SIGMA, size=size, held_out=2)
-        train, test = list(train.clean.astype(np.float32)), list(test.clean.astype(np.float32))
-    else:
-        folders = [sorted(Path(os.environ["BILEVEL_DATA"], name).glob("*.png")) for name in FOLDERS]
-        train, test = ([np.asarray(Image.open(p), np.float32) / 255 for p in paths] for paths in folders)
+        return [list(part.clean.astype(np.float32)) for part in (train, test)]
+    folders = [sorted(Path(os.environ["BILEVEL_DATA"], name).glob("*.png")) for name in FOLDERS]
+    return [[np.asarray(Image.open(p), np.float32) / 255 for p in paths] for paths in folders]
+
+
+def setting(packaged: bool, smoke: bool) -> Setting:
+    train, test = images(packaged, smoke)
     rng = np.random.default_rng(SEED + 68)
     noisy = [(x + SIGMA * rng.standard_normal(x.shape)).astype(np.float32) for x in test]
     given = learning.examples(train, SIGMA, size=16 if smoke else 64, count=16 if smoke else 400, seed=SEED)
