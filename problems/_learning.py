@@ -96,7 +96,7 @@ def variation_error(image: np.ndarray, sigma: float, rng: np.random.Generator) -
 
 
 def mini_batches(
-    given: Examples, regulariser: AbstractRegulariser, theta: PyTree, *, steps: int, seed: int
+    given: Examples, regulariser: AbstractRegulariser, theta: PyTree, *, steps: int, seed: int, rate: float = RATE
 ) -> Iterator[Step]:
     """Adam, its rate falling like a cosine; every patch in one of the batches, which stay as they are."""
     rng, cost = np.random.default_rng(seed), 0
@@ -105,8 +105,8 @@ def mini_batches(
     batches = [Weighed(given.of(g), regulariser) for g in groups]
     root = batches[0].data.size ** 0.5
     eps, delta = 4e-3 * root / (1 - regulariser.concavity), 6e-3 * root / size
-    rate = optax.cosine_decay_schedule(RATE, steps)
-    rates = {True: optax.adam(lambda k: rate(k) / 5), False: optax.adam(rate)}
+    falling = optax.cosine_decay_schedule(rate, steps)
+    rates = {True: optax.adam(lambda k: falling(k) / 5), False: optax.adam(falling)}
     adam = optax.multi_transform(rates, {name: name in SLOW for name in theta})
     state, update = adam.init(theta), jax.jit(adam.update)
     warm, order = [(None, None)] * len(batches), []

@@ -36,7 +36,8 @@ def report(runs: dict[str, record.Run]) -> None:
         run = runs[f"{name}, certified"]
         value, error = run.steps["value"], run.steps["value_error"]
         ends = [f"{value[k]:.4f} +- {error[k]:.0e}" for k in (0, -1)]
-        slope = f"{run.end['gradient_norm']:.1e} +- {run.end['gradient_error']:.0e}"
+        known = run.end["gradient_norm"] is not None  # the budget may end a run before the last gradient is known
+        slope = f"{run.end['gradient_norm']:.1e} +- {run.end['gradient_error']:.0e}" if known else "-"
         rows.append((name, *ends, slope, run.end["steps"], f"{run.end['cost']:.0f}", run.end["certified"]))
     head = ("certified part", "f at its start", "f at its end", "gradient", "steps", "cost", "certified")
     print(console.table(head, rows))

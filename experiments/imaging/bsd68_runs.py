@@ -72,14 +72,18 @@ def needs() -> None:
             )
 
 
-def setting(packaged: bool, smoke: bool) -> Setting:
+def images(packaged: bool, smoke: bool) -> list[list[np.ndarray]]:
+    """Whole images to learn from, and to test on."""
     if packaged:
         size = 64 if smoke else 256
         train, test = data.denoising_set("photographs", sigma=SIGMA, size=size, held_out=2)
-        train, test = list(train.clean.astype(np.float32)), list(test.clean.astype(np.float32))
-    else:
-        folders = [sorted(Path(os.environ["BILEVEL_DATA"], name).glob("*.png")) for name in FOLDERS]
-        train, test = ([np.asarray(Image.open(p), np.float32) / 255 for p in paths] for paths in folders)
+        return [list(part.clean.astype(np.float32)) for part in (train, test)]
+    folders = [sorted(Path(os.environ["BILEVEL_DATA"], name).glob("*.png")) for name in FOLDERS]
+    return [[np.asarray(Image.open(p), np.float32) / 255 for p in paths] for paths in folders]
+
+
+def setting(packaged: bool, smoke: bool) -> Setting:
+    train, test = images(packaged, smoke)
     rng = np.random.default_rng(SEED + 68)
     noisy = [(x + SIGMA * rng.standard_normal(x.shape)).astype(np.float32) for x in test]
     given = learning.examples(train, SIGMA, size=16 if smoke else 64, count=16 if smoke else 400, seed=SEED)
@@ -109,13 +113,17 @@ def learn(log: record.Log, name: str, here: Setting) -> Denoiser:
     if f"{name}, mini-batches" not in log.finished():
         kept.parent.mkdir(exist_ok=True)
         mini_batches(log, name, Denoiser(regulariser, regulariser.start(dtype=np.float32)), steps, here).save(kept)
-    quick = Denoiser.load(kept)
+    learnt, quick = kept.with_name(f"{kept.stem}, learnt.npz"), Denoiser.load(kept)
+    if f"{name}, certified" in log.finished() and learnt.exists():  # interrupted while it was tested
+        return Denoiser.load(learnt)
     problem = learning.Weighed(here.given.of(slice(few), float), regulariser)
     start = jax.tree.map(lambda leaf: np.asarray(leaf, float), quick.theta)
     found = record.solve(
         log, f"{name}, certified", here.config | {"patches": few}, problem, start, max_cost=max_cost, progress=False
     )
-    return Denoiser(regulariser, found.theta, SIGMA, quick.run | certified_record(found))
+    denoiser = Denoiser(regulariser, found.theta, SIGMA, quick.run | certified_record(found))
+    denoiser.save(learnt)
+    return denoiser
 
 
 def mini_batches(log: record.Log, name: str, start: Denoiser, steps: int, here: Setting) -> Denoiser:
@@ -150,7 +158,7 @@ def test(log: record.Log, name: str, denoiser: Denoiser, here: Setting) -> None:
     psnr = [float(data.psnr(x, clean)) for x, clean in zip(images, here.clean, strict=True)]
     log.write("config", name, **here.config, **record.environment())
     log.write("end", name, psnr=psnr, seconds=seconds, mu=float(known.mu), L=float(known.L))
-    side = min(120, *here.clean[0].shape)
+    side = min(96, *here.clean[0].shape)
     kept = range(0, len(images), max(1, len(images) // 3))
     pictures = {"clean": here.clean, "noisy": here.noisy, name: images}
     path = log.path.with_suffix(".npz")
