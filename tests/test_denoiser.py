@@ -132,7 +132,7 @@ def test_pretrained(name):
 
 def test_the_weights_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 300_000
-    with pytest.raises(ValueError, match="no pretrained denoiser 'tv-26'; there are ridge-25, tv-25"):
+    with pytest.raises(ValueError, match="no pretrained denoiser 'tv-26'; there are ridge-25, tv-25, weak-25"):
         pretrained("tv-26")
 
 
