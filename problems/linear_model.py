@@ -34,6 +34,7 @@ from .families import AbstractFamily, Multinomial
 from .fold_rows import unpenalised
 from .penalties import AbstractPenalties
 from .rows import AbstractRows
+from .sparse import Features
 
 Weights = Float[Array, "*folds features columns"]
 Theta = Float[Array, "..."]
@@ -87,7 +88,7 @@ class LinearModel(AbstractProblem):
 
     @staticmethod
     @abc.abstractmethod
-    def _table(name, A, y):
+    def _table(name: str, A: Any, y: Any) -> tuple[Features, Any]:
         """Features and targets that were looked at; see `tables`."""
 
     @staticmethod

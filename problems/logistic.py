@@ -41,6 +41,7 @@ class LogisticRegression(LinearModel):
     """
 
     family = Multinomial()
+    __init__ = LinearModel.__init__  # said again for type checkers, which make one of the fields
     _table = staticmethod(tables.labelled)
     _columns = staticmethod(classes)
 

@@ -23,6 +23,7 @@ class LinearRegression(LinearModel):
     """
 
     family = Gaussian()
+    __init__ = LinearModel.__init__  # said again for type checkers, which make one of the fields
 
     @staticmethod
     def _table(name, A, y):
@@ -40,6 +41,7 @@ class BinomialRegression(LinearModel):
     """
 
     family = Binomial()
+    __init__ = LinearModel.__init__  # said again for type checkers, which make one of the fields
 
     @staticmethod
     def _table(name, A, y):
@@ -68,6 +70,7 @@ class PoissonRegression(LinearModel):
     """
 
     family = Poisson()
+    __init__ = LinearModel.__init__  # said again for type checkers, which make one of the fields
 
     @staticmethod
     def _table(name, A, y):

@@ -74,7 +74,7 @@ class AbstractRows(eqx.Module):
 class MeanRows(AbstractRows):
     """The mean cross-entropy of one split: its kernel reads blocks of rows once. x is (features, classes)."""
 
-    A: Float[Array, "n features"]
+    A: Features
     y: Int[Array, " n"]
     gram: Float[Array, "small small"]  # A^T A / n, or A A^T / n where that is smaller
     norm: Scalar
