@@ -54,7 +54,7 @@ class Dropout(AbstractDrop):
     rate: Held | None = eqx.field(static=True, default=None)
 
     @property
-    def __class__(self):
+    def __class__(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         return eqx.nn.Dropout
 
     @property
