@@ -71,8 +71,8 @@ def raw_linear(model):
     "penalty",
     [
         leaves,
-        raw_linear,
-        lambda model: optax.tree.norm(eqx.filter(model, eqx.is_inexact_array)),
+        pytest.param(raw_linear, marks=pytest.mark.full),
+        pytest.param(lambda model: optax.tree.norm(eqx.filter(model, eqx.is_inexact_array)), marks=pytest.mark.full),
         lambda model: leaves(stn.materialise(model)),
     ],
     ids=["leaves", "kinds of layers", "optax", "materialise"],
@@ -136,7 +136,7 @@ def test_values_that_nothing_reads_are_named():
         check(lambda *args: loss(lambda model: 0.0 * stn.squared_norm(model))(*args))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.full)])
 def test_hyperparameters_move_whatever_the_weights_are(dtype):
     model = stn.convert(net(dtype), SPACE, key=KEY)
     method = stn.delta_stn(optax.adam(1e-2), hyper=optax.rmsprop(1e-3), train_steps=1)

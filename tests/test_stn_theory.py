@@ -1,7 +1,6 @@
 """Self-tuning where the best response is known in closed form: scalar, ridge, linear network; expectations over draws
 are Gauss-Hermite sums, exact to rounding here, so that what is compared is the method and not its noise."""
 
-import dataclasses
 import math
 
 import equinox as eqx
@@ -13,7 +12,7 @@ import scipy.optimize
 
 from bilevel import stn
 from bilevel.stn._tune import start
-from bilevel.stn.layers import Response
+from bilevel.stn.layers import Held, Response, replace
 from bilevel.stn.train import Losses
 
 KEY = jax.random.key(0)
@@ -144,7 +143,7 @@ def test_linear_network_with_jacobian_penalty_gates_its_principal_components():
 
     def network(p, penalty):
         gates = jax.nn.sigmoid(p[:3] - penalty)
-        bound = dataclasses.replace(layer, weights={"weight": p[3:].reshape(3, 3)}, offset=gates)
+        bound = replace(layer, {"weights": {"weight": p[3:].reshape(3, 3)}, "offset": Held(gates)})
         return lambda x: jnp.sum(bound(x))
 
     @jax.jit

@@ -139,7 +139,7 @@ class Response(eqx.Module):
     linear: bool = eqx.field(static=True, default=False)
 
     @property
-    def __class__(self):  # what `isinstance` asks besides the type  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __class__(self):  # pyright: ignore[reportIncompatibleMethodOverride]  # what `isinstance` asks, too
         return type(self.__dict__["base"]) if "base" in self.__dict__ else Response
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

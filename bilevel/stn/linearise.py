@@ -30,7 +30,7 @@ class Linearised(eqx.Module):
     _offset: Held = eqx.field(static=True)
 
     @property
-    def __class__(self):  # what `isinstance` asks besides the type  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __class__(self):  # pyright: ignore[reportIncompatibleMethodOverride]  # what `isinstance` asks, too
         return type(self._converted) if "_converted" in self.__dict__ else Linearised
 
     def _bound(self) -> PyTree:

@@ -49,12 +49,15 @@ class Plain:
             updates, inner = optimiser.update(gradient, inner, weights)
             return (eqx.apply_updates(weights, updates), inner, values, count + 1), value
 
+        def judge(state, batch):
+            return {"valid_loss": valid_loss(eqx.nn.inference_mode(eqx.combine(state[0], static)), batch)}
+
         program = Program(
             train=step,
             valid=None,
             values=lambda state: state[2],
             scales=lambda state: {},
-            loss=lambda state, batch: valid_loss(eqx.nn.inference_mode(eqx.combine(state[0], static)), batch),
+            judge=judge,
             count=lambda state: state[3],
             batch_size=batch,
         )
@@ -77,7 +80,7 @@ class Plain:
         state = self._start(model, values)
         for k in itertools.count():
             state, record = self._compiled(state, train, valid, jax.random.fold_in(key, k))
-            yield eqx.combine(state[0], self.static), float(record["valid_loss"])
+            yield eqx.combine(state[0], self.static), float(record["valid"]["valid_loss"])
 
     def _start(self, model, values):
         weights = eqx.filter(model, eqx.is_inexact_array)
