@@ -69,7 +69,7 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
         log.write("config", kind, **config, **record.environment())
         log.write("end", kind, psnr=psnr, noisy=float(-10 * np.log10(np.mean((noisy - clean)[test] ** 2))))
         pictures[kind] = x
-    cut = {name: np.uint8(255 * v[:3, -128:, -128:].clip(0, 1)) for name, v in pictures.items()}
+    cut = {name: np.uint8(255 * v[:3, -72:, -72:].clip(0, 1)) for name, v in pictures.items()}
     np.savez_compressed(log.path.with_suffix(".npz"), **cut)
 
 
