@@ -55,3 +55,41 @@ def forget_programs():
     LLVM crashes at the next one."""
     yield
     jax.clear_caches()
+
+
+# What takes longest, and has a shorter test beside it that asks for the same: in `make test-full`.
+LONG = (
+    "test_stn_tune.py::test_a_second_run_compiles_nothing",
+    "test_stn_tune.py::test_a_schedule_is_saved_and_replayed",
+    "test_stn_tune.py::test_a_diverging_run_ends_with_its_last_good_epoch",
+    "test_estimators.py::test_penalties_of_every_kind",
+    "test_self_tuning.py::test_a_box_is_never_left",
+    "test_self_tuning.py::test_resume_equals_uninterrupted",
+    "test_readme.py::test_an_example[imaging]",
+    "test_readme.py::test_an_example[kinks]",
+    "test_restoration.py::test_no_certificate_is_violated[case2]",
+    "test_restoration.py::test_learning[deblurring]",
+    "test_restoration.py::test_derivatives_are_those_of_differences[identity-ridge]",
+    "test_undeclared.py::test_no_interval_that_is_told_misses_the_truth[10-Nesterov]",
+    "test_penalty.py::test_descent_converges_without_a_hessian_product[quadratic-False]",
+    "test_linear_models.py::test_no_bound_is_violated[gaussian-(1, 1)-more]",
+    "test_linear_models.py::test_no_bound_is_violated[poisson-(4, 1)-more]",
+    "test_logistic.py::test_no_bound_is_violated_with_more_features_than_rows",
+    "test_stn_misuse.py::test_hyperparameters_move_whatever_the_weights_are[float16]",
+    "test_stn_misuse.py::test_hyperparameters_move_whatever_the_weights_are[float32]",
+    "test_stn_misuse.py::test_a_penalty_over_leaves_is_refused_and_right_over_the_effective_model[optax]",
+    "test_sparse.py::test_sparse_is_dense[gaussian]",
+    "test_reweighted.py::test_no_bound_is_violated[poisson-5_0]",
+    "test_quasi_newton.py::test_it_needs_far_fewer_steps_than_steepest_descent",
+    "test_descent.py::test_max_cost_is_never_exceeded_and_the_last_accepted_point_returned[method3]",
+    "test_precision.py::test_the_certificate_holds_above_and_below_the_floor_of_float32[robust-declared2-Mixed",
+    "test_attack.py::test_no_certificate_is_violated[descents, least squares, small g, box]",
+    "test_certificates.py::test_no_bound_is_violated[draw3-float64-solver3-200-dense]",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.rpartition("/")[2].startswith(LONG):
+            item.add_marker(pytest.mark.full)

@@ -66,13 +66,13 @@ def test_photographs_need_no_network_and_no_heavy_import():
 def test_missing_wheel_is_named(monkeypatch, module):
     found = data.find_spec
     monkeypatch.setattr(data, "find_spec", lambda name: None if name == module else found(name))
-    with pytest.raises(ImportError, match=rf'{module}.*pip install "bilevel\[data\]"'):
+    with pytest.raises(ImportError, match=rf'{module}.*pip install "bilevel\[images\]"'):
         data.photographs()
 
 
 def test_missing_pillow_is_named(monkeypatch, five):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r'Pillow.*pip install "bilevel\[data\]"'):
+    with pytest.raises(ImportError, match=r'Pillow.*pip install "bilevel\[images\]"'):
         data.folder(five)
 
 

@@ -140,7 +140,7 @@ def test_bad_requests(small):
 def test_missing_package_is_named(small, monkeypatch, module, call):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setenv("BILEVEL_DATA", str(small.parent))
-    with pytest.raises(ImportError, match=r'pip install "bilevel\[data\]"'):
+    with pytest.raises(ImportError, match=r'pip install "bilevel\[images\]"'):
         call()
 
 

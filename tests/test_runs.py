@@ -251,7 +251,7 @@ def test_a_solution_is_drawn():
 def test_drawing_needs_matplotlib(monkeypatch):
     solution = solve()
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"pip install 'bilevel\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'bilevel\[plots\]'"):
         solution.plot()
 
 
