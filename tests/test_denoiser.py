@@ -118,14 +118,14 @@ def test_files(tmp_path):
         Denoiser.load(tmp_path / "other.npz")
 
 
-@pytest.mark.parametrize("name", ["tv-25", "ridge-25"])
+@pytest.mark.parametrize("name", ["tv-25", "ridge-25", pytest.param("weak-25", marks=pytest.mark.full)])
 def test_pretrained(name):
     """From 20 dB, by the run that is told."""
     denoiser = pretrained(name)
     assert denoiser.sigma == 25 / 255 and denoiser.run["certified"]
     assert isinstance(denoiser.regulariser, AbstractRegulariser)
     value, error = denoiser.run["history"]["value"], denoiser.run["history"]["value_error"]
-    assert value[-1] - error[-1] <= value[0] + error[0] and error[-1] < 1e-6
+    assert value[-1] - error[-1] <= value[0] + error[0] and error[-1] < 1e-5
     clean, noisy = image(shape=(24, 24))
     assert data.psnr(denoiser.denoise(noisy.astype(np.float32)), clean) > data.psnr(noisy, clean) + 5
 
