@@ -251,3 +251,13 @@ def test_a_start_is_the_best_of_a_path():
     values = [float(bilevel.hypergradient(problem, theta, eps=1e-6).value) for theta in shares]
     assert np.isclose(start, shares[np.argmin(values)])
     assert bilevel.solve(problem, start).value <= min(values) * (1 + 1e-6)
+
+
+def test_a_start_where_nothing_is_active_is_told():
+    """Above the largest penalty that matters x is zero, whatever theta is: nothing was found, and that is said."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((20, 3))
+    problem = Lasso(A, A @ np.array([1.0, 0, 0]), folds=2)
+    solution = bilevel.solve(problem, np.log(2 * problem.largest), progress=False)
+    assert solution.result == bilevel.RESULTS.settled and not solution.converged
+    assert "start elsewhere" in solution.message and np.all(np.asarray(solution.x) == 0)
