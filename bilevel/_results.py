@@ -30,7 +30,8 @@ class RESULTS(eqx.Enumeration):
     )
     no_decrease = (
         "No step with certified decrease was found and the accuracy rule offers no more accuracy. "
-        "Use an adaptive rule such as `bilevel.maid()`, or a smaller fixed accuracy."
+        "Use an adaptive rule such as `bilevel.maid()`, a smaller fixed accuracy, or, where the lower level has a "
+        "kink, a smaller first `step`: trials that cost too much are not judged."
     )
     non_finite = "A value, gradient or Hessian product was not finite. Check the data, theta0 and the problem's range."
     lower_stalled = (

@@ -29,7 +29,7 @@ def test_known_optima_are_found():
     jitters with its learning rate, and ten penalties started at 1e-3 are still on their way."""
     ends = {name: cases.runs(name, (0, 1, 2), stn.delta_stn()) for name in cases.STARTS}
     losses = [one["loss"] for runs in ends.values() for one in runs]
-    assert np.mean(np.array(losses) <= 1.01) >= 0.85 and np.mean(np.array(losses) <= 1.02) >= 0.95
+    assert np.mean(np.array(losses) <= 1.01) >= 0.93 and np.mean(np.array(losses) <= 1.02) >= 0.95
     single = [one for name, runs in ends.items() if name != "features" for one in runs]
     assert np.mean([one["ratio"] <= 1.25 for one in single]) >= 0.95
     assert np.mean([one["jacobian"] <= 0.2 for runs in ends.values() for one in runs]) >= 0.95
