@@ -156,9 +156,8 @@ def detail(result: RESULTS, info: Info, tol: float, by_default: bool) -> str:
         )  # fmt: skip
         return f"The gradient's norm is at most {most:.1e}, within {tol:.1e}{source}{promised}."
     if told(result, RESULTS.settled):
-        plateau = (
-            " Here theta moves nothing that is active, f is flat: start elsewhere." if info.gradient_norm == 0 else ""
-        )
+        flat = info.gradient_norm == 0  # z is no more than an estimate: at a kink of f it may be zero on one side alone
+        plateau = " z is zero here, so theta seems to move nothing that is active: start elsewhere." if flat else ""
         return f"The value is known to within {info.value_error:.1e}, and the tolerance is {tol:.1e}.{plateau}"
     if told(result, RESULTS.accuracy_floor) and math.isfinite(most):
         return f"theta is stationary to within {most:.1e}."
