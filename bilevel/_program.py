@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 FEW = 2**15  # numbers in the arguments of a program: a quarter of a megabyte, where vector instructions begin to tell
 QUICKLY = {
@@ -23,6 +23,8 @@ QUICKLY = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+with jax.ensure_compile_time_eval():  # whoever imports this may be tracing
+    UNTRACED = get_opaque_trace_state()
 
 
 def program(function: Callable) -> Callable:
@@ -46,11 +48,9 @@ def program(function: Callable) -> Callable:
 def small(*arguments) -> bool:
     """Whether a program of these arguments is compiled quickly: few numbers, on a CPU, and in no other program, which
     would be compiled as a whole."""
-    leaves = [leaf for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)]
-    if jax.default_backend() != "cpu" or sum(leaf.size for leaf in leaves) > FEW:
+    if jax.default_backend() != "cpu" or get_opaque_trace_state() != UNTRACED:
         return False
-    # while something else is being traced, whatever is put on a device is traced too
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in [*leaves, jax.device_put(np.zeros(()))])
+    return sum(leaf.size for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)) <= FEW
 
 
 @functools.cache

@@ -95,6 +95,20 @@ def test_wrong_spaces_say_what_to_write(make, words):
         make()
 
 
+def test_a_vector_is_its_entries_under_one_name():
+    space = stn.Space(decay=stn.Vector(stn.Positive(1e-3, scale=0.3), 3), drop=stn.Rate(0.05))
+    u, rho = space.start()
+    assert len(space) == 4 and space.names == ("decay[0]", "decay[1]", "decay[2]", "drop")
+    np.testing.assert_allclose(space.sigma(rho), [0.3, 0.3, 0.3, 0.5])
+    values = space.values(jnp.stack([u, u + jnp.array([0.0, 1.0, 2.0, 0.0])]))
+    assert values["decay"].shape == (2, 3) and values["drop"].shape == (2,)
+    np.testing.assert_allclose(values["decay"][1], 1e-3 * np.exp([0, 1, 2]))
+    with pytest.raises(TypeError, match=r"of what|each"):  # jaxtyping's own check comes first
+        stn.Vector(1e-3, 10)
+    with pytest.raises(ValueError, match="positive integer"):
+        stn.Vector(stn.Positive(1e-3), 0)
+
+
 def test_a_number_is_no_hyperparameter():
     with pytest.raises(TypeError, match=r"drop=stn\.Rate"):
         stn.Space(drop=0.1)

@@ -16,6 +16,7 @@ from .dropout import DropConnect as DropConnect
 from .dropout import Dropout as Dropout
 from .dropout import EmbeddingDropout as EmbeddingDropout
 from .epochs import OUTCOMES as OUTCOMES
+from .hyperparameter import AbstractHyperparameter as AbstractHyperparameter
 from .method import Method as Method
 from .method import delta_stn as delta_stn
 from .method import stn as stn
@@ -24,11 +25,11 @@ from .mixing import smooth_labels as smooth_labels
 from .penalty import squared_norm as squared_norm
 from .ranges import AtLeast as AtLeast
 from .ranges import Free as Free
+from .ranges import Integer as Integer
 from .ranges import LogReal as LogReal
+from .ranges import Positive as Positive
+from .ranges import Rate as Rate
+from .ranges import Real as Real
 from .schedule import Schedule as Schedule
-from .space import AbstractHyperparameter as AbstractHyperparameter
-from .space import Integer as Integer
-from .space import Positive as Positive
-from .space import Rate as Rate
-from .space import Real as Real
 from .space import Space as Space
+from .space import Vector as Vector

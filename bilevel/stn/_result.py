@@ -19,18 +19,20 @@ class Run(eqx.Module):
 
     - `model`: an ordinary Equinox model with the weights at the last hyperparameters, dropping at their rates: call
       `equinox.nn.inference_mode(run.model)` to predict. - `network`: the same with its response, for `stn.bind`.
-    - `values`: the last hyperparameters by name. - `schedule`: theirs at each training step, a `Schedule`.
+    - `values`: the last hyperparameters by name, of a `Vector` as an array. - `schedule`: theirs at each training
+      step, a `Schedule`.
     - `best`, `best_epoch`: the model, as `model`, of the epoch with the least validation loss, and its place in the
       history.
     - `history`: 1-D NumPy arrays with one entry for each epoch, as it ended: `train_loss` (its mean), `valid_loss`, the
-      metrics, `seconds` (running time so far), each hyperparameter by name and "scale of ..." its sigma.
+      metrics, `seconds` (running time so far), each hyperparameter by name ("decay[0]" of a `Vector`) and
+      "scale of ..." its sigma.
     - `outcome`, `completed`, `message`: a member of `OUTCOMES`, whether all epochs were run, and it in words.
     - `compile_seconds`: tracing and compiling. - `state`: what a next step would start from.
     """
 
     model: PyTree
     network: PyTree
-    values: dict[str, float | int]
+    values: dict[str, float | int | np.ndarray]
     schedule: Schedule | None
     history: dict[str, np.ndarray]
     best: PyTree
@@ -61,7 +63,9 @@ def result(
     model, network, values = at(state)
     steps = {column.removeprefix("step/"): np.asarray(history[column]) for column in history if column[:5] == "step/"}
     return Run(
-        model, network, {name: value.item() for name, value in values.items()}, Schedule(steps) if steps else None,
+        model, network,
+        {name: value.item() if value.ndim == 0 else np.asarray(value) for name, value in values.items()},
+        Schedule(steps) if steps else None,
         {column: np.asarray(history[column]) for column in history if column[:5] != "step/"},
         model if best is state else at(best)[0], best_epoch(history), outcome, seconds, state,
     )  # fmt: skip

@@ -49,7 +49,9 @@ def run(
                 state, done = new, done + 1
                 latest = _note(history, record, time.perf_counter() - began)
                 best = state if best_epoch(history) == done - 1 else best
-                line.set_postfix_str(", ".join(f"{column} {entry:.4g}" for column, entry in latest.items()))
+                line.set_postfix_str(
+                    ", ".join(f"{column} {entry:.4g}" for column, entry in latest.items() if "[" not in column)
+                )
                 line.update()
                 outcome = _next(history, patience, outcome)
                 if callback is not None and callback(describe(state, best, history, outcome, compile_seconds)) is True:
@@ -81,7 +83,9 @@ def _note(history, record, seconds):
     """Adds an epoch to the history: each entry its end, "step/..." every training step of it; returns the entries."""
     values, scales = record["end"]
     latest = {"train_loss": record["train_loss"], **record["valid"], "seconds": seconds}
-    latest |= values | {f"scale of {name}": scale for name, scale in scales.items()}
+    for name, value in values.items():
+        latest |= {name: value} if value.ndim == 0 else {f"{name}[{k}]": one for k, one in enumerate(value)}
+    latest |= {f"scale of {name}": scale for name, scale in scales.items()}
     for name, value in latest.items():
         history.setdefault(name, []).append(value)
     for name, column in record["values"].items():

@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 
 class Schedule(eqx.Module):
-    """`values`: by name, an array of shape (steps,), integers for an `Integer`. `Schedule.fixed(drop=0.3)` is constant.
+    """`values`: by name, an array of shape (steps,), or (steps, size) for a `Vector`; integers for an `Integer`.
+    `Schedule.fixed(drop=0.3)` is constant.
 
     Raises ValueError when there is none, or when their lengths differ.
     """
@@ -18,8 +19,11 @@ class Schedule(eqx.Module):
 
     def __check_init__(self):
         shapes = {name: np.shape(column) for name, column in self.values.items()}
-        if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 1 or (0,) in shapes.values():
-            raise ValueError(f"a schedule needs arrays (steps,) of one length, by name; it got shapes {shapes}")
+        lengths = {shape[:1] for shape in shapes.values()}
+        if len(lengths) != 1 or lengths <= {(), (0,)} or any(len(shape) > 2 for shape in shapes.values()):
+            raise ValueError(
+                f"a schedule needs arrays (steps,) or (steps, size) of one length, by name; it got shapes {shapes}"
+            )
 
     @classmethod
     def fixed(cls, **values: float) -> "Schedule":
