@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 import bilevel
 from bilevel import problems
 from bilevel._inputs import make_box
-from bilevel._outer import programs
+from bilevel._outer import moves, programs
 from bilevel.problems import data
 from experiments._harness import console, record, style
 
@@ -73,7 +73,7 @@ def of_programs(log: record.Log, smoke: bool) -> None:
     log.write("end", f"state, {log_name}", unit="x", bytes=size(x), argument=whole, output=0, temp=0)
     many = jnp.zeros(1000 if smoke else 1_000_000)
     memory, name = method.direction.init(many), f"direction in a box, {many.size} hyperparameters"
-    query = programs.query.lower(method.direction, memory, many, many, eps, make_box((-1.0, 1.0), many))
+    query = moves.query.lower(method.direction, memory, many, many, eps, make_box((-1.0, 1.0), many))
     log.write("config", name, pairs=len(memory.pairs.products), **record.environment())
     log.write("end", name, unit="100 pairs", bytes=200 * many.nbytes, **held(query))
 
