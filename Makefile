@@ -34,7 +34,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order docs release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS) imaging statistics clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth docs release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS) imaging statistics clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -105,6 +105,9 @@ front-door: $(READY)  ## solve() without tol on two dozen problems, beside SciPy
 
 first-order: $(READY)  ## hypergradients without Hessian products beside the adjoint's: cost, accuracy, a minute
 	$(BIN)/python -m experiments.benchmarks.first_order $(MODE)
+
+growth: $(READY)  ## seconds, cost and memory against images, pixels, hyperparameters, a quarter of an hour; SMOKE=1: in one
+	$(BIN)/python -m experiments.scale.growth $(MODE)
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)

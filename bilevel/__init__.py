@@ -4,6 +4,7 @@ from . import _checkout as _checkout
 from ._at_one_theta import hypergradient as hypergradient
 from ._at_one_theta import solve_lower as solve_lower
 from ._check.check import check_problem as check_problem
+from ._chunked import Chunked as Chunked
 from ._estimate_error import ErrorEstimate as ErrorEstimate
 from ._estimate_error import estimate_error as estimate_error
 from ._lower.gradient_descent import GradientDescent as GradientDescent

@@ -9,18 +9,22 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
 from ._certificate.gradient import weakest
+from ._chunked import refuse_chunks
 from ._counts import Counts
 from ._inputs import positive, prepare, same_shapes
 from ._lower.descend import LowerSolution, descend, overhead
 from ._lower.nesterov import Nesterov
 from ._lower.solver import AbstractLowerSolver
 from ._nonsmooth import AbstractNonsmoothProblem
+from ._outer.chunks import meter as metered
 from ._outer.method import ROUNDED
-from ._outer.programs import UNLIMITED, Meter, differentiate, overheads
+from ._outer.overheads import overheads
+from ._outer.programs import UNLIMITED, Meter
 from ._problem import AbstractProblem
 from ._program import program
 from ._results import RESULTS
@@ -46,7 +50,7 @@ class HypergradientSolution(eqx.Module):
     value_error: Array
     gradient: PyTree[Array]
     gradient_error: Array
-    x: PyTree[Array]
+    x: PyTree[Array | np.ndarray]
     error: Array
     q: PyTree[Array]
     residual: Array
@@ -88,17 +92,13 @@ def hypergradient(
     q0 = optax.tree.zeros_like(x0) if q0 is None else jax.tree.map(lambda q, x: jnp.asarray(q, x.dtype), q0, x0)
     known = overheads(problem, x0, theta)
     pays(max_cost, known.solve + known.certificate + 1)
-    meter = Meter(problem, solver, max_cost)
+    meter = metered(problem, solver, max_cost)
     ask, x, rest = eps, x0, known.certificate + 1
     while True:
         point = meter.solve(theta, x, ask, meter.left - rest)
-        small = optax.tree.size(x0) <= SMALL
+        small = 0 < optax.tree.size(x0) <= SMALL
         point = meter.sharpen(theta, point, min(meter.left - rest, math.inf if small else meter.counts.cost)) or point
-        allowed = jnp.asarray(int(min(meter.left, UNLIMITED)), jnp.int32)
-        accuracy = jnp.asarray(delta, point.value.dtype)
-        out = differentiate(problem, theta, point.lower, q0, accuracy, allowed, meter.seed)
-        meter.add(out)
-        lowered = meter.corrected_mu(theta, point, out)
+        lowered, out = meter.attempt(theta, point, q0, delta)
         result = out.result if point.lower.result == RESULTS.converged else point.lower.result
         enough = float(lowered.lower.error) <= eps or not float(out.mu) > 0 or result != RESULTS.converged
         if enough or meter.left < known.solve + rest:
@@ -112,7 +112,7 @@ def hypergradient(
     broken = ~(jnp.isfinite(point.value_error) & jnp.isfinite(out.error)) & (result == RESULTS.converged)
     broken |= jnp.isnan(point.value_error) | jnp.isnan(out.error)
     return HypergradientSolution(
-        point.value, point.value_error, out.gradient, out.error, point.lower.x, point.lower.error, out.q, out.delta,
+        point.value, point.value_error, out.gradient, out.error, point.x, point.lower.error, out.q, out.delta,
         RESULTS.where(broken, RESULTS.non_finite, result), meter.counts, weakest(out.certificate, point.certificate),
     )  # fmt: skip
 
@@ -145,6 +145,7 @@ def solve_lower(
     inputs as `solve` does.
     """
     positive(eps=eps)
+    refuse_chunks(problem, "bilevel.solve_lower is for one lower level")
     problem, theta, x0 = prepare(problem, theta, x0, levels=("lower",))
     pays(max_cost, overhead(problem, theta, optax.tree.size(x0)))
     dtype = jax.tree.leaves(x0)[0].dtype

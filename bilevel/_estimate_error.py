@@ -17,6 +17,7 @@ import optax
 from jaxtyping import PyTree
 
 from ._at_one_theta import HypergradientSolution
+from ._chunked import refuse_chunks
 from ._counts import Counts
 from ._inputs import prepare, same_shapes
 from ._linalg.cg import cg_iterations
@@ -60,6 +61,7 @@ def estimate_error(problem: AbstractProblem, theta: PyTree, solution: Hypergradi
     if not isinstance(solution, HypergradientSolution):
         raise TypeError(f"pass what bilevel.hypergradient(problem, theta, ...) returned, not {type(solution).__name__}")
     refuse_kinks(problem, "bilevel.estimate_error differentiates twice")
+    refuse_chunks(problem, "bilevel.estimate_error is for one lower level")
     guesses = type(problem).guess is not AbstractProblem.guess  # then it knows the shape of x, else the solution does
     problem, theta, x = prepare(problem, theta, None if guesses else solution.x)
     same_shapes(solution.x, x, "solution.x", "the problem's x")

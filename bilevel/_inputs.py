@@ -5,11 +5,13 @@ Everything here raises ValueError or TypeError with what is wrong and what to wr
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._chunked import Chunked
 from ._linalg.sharding import replicate
 from ._linalg.vectors import Box, Vector
 from ._problem import AbstractProblem
@@ -29,8 +31,10 @@ def prepare(
     """
     if not isinstance(problem, AbstractProblem):
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
+    if isinstance(problem, Chunked):
+        return _chunks(problem, theta, x0, levels)
     dtype = _data_dtype(problem, x0)
-    problem = jax.tree.map(lambda leaf: _field(leaf, dtype, type(problem).__name__), problem)
+    problem = uniform(problem, dtype)
     theta = _floating(theta, dtype, "theta0")
     guessed = type(problem).guess is not AbstractProblem.guess
     if x0 is not None and guessed:
@@ -70,6 +74,22 @@ def prepare(
             "strongly convex: give a positive lower bound of the curvature, or None to have it estimated"
         )
     return problem, theta, x0
+
+
+def _chunks(problem, theta, x0, levels):
+    """By the first unit, the others where they are made. There is no x: each starts from its own guess."""
+    if x0 is not None:
+        raise ValueError("the units of a Chunked problem start from their own `guess`: leave x0 out")
+    first, theta, _ = prepare(problem.first, theta, None, levels)
+    return eqx.tree_at(lambda problem: problem.first, problem, first), theta, ()
+
+
+def uniform(problem: AbstractProblem, dtype: np.dtype) -> AbstractProblem:
+    """The problem, its floats in arrays of that dtype, which its data must have."""
+    name, found = type(problem).__name__, _data_dtype(problem, None)
+    if found != dtype:
+        raise TypeError(f"{name} has data of {found}, and others of the same run of {dtype}: convert them to one dtype")
+    return jax.tree.map(lambda leaf: _field(leaf, dtype, name), problem)
 
 
 @program  # a loop in a problem's constants would otherwise be compiled anew in every call

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from . import _inputs as inputs
 from ._certificate.gradient import differentiate
+from ._chunked import refuse_chunks
 from ._linalg.vectors import Scalar, Vector
 from ._lower.descend import descend
 from ._lower.nesterov import Nesterov
@@ -61,6 +62,7 @@ def objective(
     if not isinstance(problem, AbstractProblem):
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
     refuse_kinks(problem, "bilevel.objective has a derivative")
+    refuse_chunks(problem, "bilevel.objective is traced with all of its data")
     name, dtype = type(problem).__name__, inputs._data_dtype(problem, None)
 
     def field(leaf):  # what is traced has no values to check

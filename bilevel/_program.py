@@ -27,14 +27,15 @@ with jax.ensure_compile_time_eval():  # whoever imports this may be tracing
     UNTRACED = get_opaque_trace_state()
 
 
-def program(function: Callable) -> Callable:
-    """`function`, compiled as `equinox.filter_jit` does, at the highest precision; `.lower(*args)` shows it."""
+def program(function: Callable, few: int = FEW) -> Callable:
+    """`function`, compiled as `equinox.filter_jit` does, at the highest precision; `.lower(*args)` shows it. `few`: of
+    so many numbers it is compiled quickly; 0 for what is called very often."""
     thorough, quick = eqx.filter_jit(function), eqx.filter_jit(function, compiler_options=QUICKLY)
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         with jax.default_matmul_precision("highest"):
-            return (quick if small(args, kwargs) and _understood() else thorough)(*args, **kwargs)
+            return (quick if few and small(args, kwargs, few=few) and _understood() else thorough)(*args, **kwargs)
 
     @functools.wraps(function)
     def lower(*args, **kwargs):
@@ -45,12 +46,12 @@ def program(function: Callable) -> Callable:
     return run
 
 
-def small(*arguments) -> bool:
+def small(*arguments, few: int = FEW) -> bool:
     """Whether a program of these arguments is compiled quickly: few numbers, on a CPU, and in no other program, which
     would be compiled as a whole."""
     if jax.default_backend() != "cpu" or get_opaque_trace_state() != UNTRACED:
         return False
-    return sum(leaf.size for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)) <= FEW
+    return sum(leaf.size for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)) <= few
 
 
 @functools.cache

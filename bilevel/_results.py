@@ -96,7 +96,7 @@ class Solution(eqx.Module):
     """
 
     theta: PyTree[Array]
-    x: PyTree[Array]
+    x: PyTree[Array | np.ndarray]
     value: float
     value_error: float
     gradient_norm: float

@@ -135,7 +135,7 @@ def solution(
 ) -> Solution:
     """`by_default`: no tolerance was given; `keep`: with the state."""
     return Solution(
-        theta=state.theta, x=state.point.lower.x, value=info.value, value_error=info.value_error,
+        theta=state.theta, x=state.point.x, value=info.value, value_error=info.value_error,
         gradient_norm=info.gradient_norm, gradient_error=info.gradient_error,
         certified=state.point.certified if info.certificate == "none" else info.certificate != "estimated",
         result=result, tol=state.tol, history=record.history(), thetas=record.stacked(), counts=state.counts,

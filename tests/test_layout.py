@@ -19,6 +19,7 @@ LAYERS = [
     {
         "_problem",
         "_nonsmooth",
+        "_chunked",
         "_results",
         "_program",
         "_version",

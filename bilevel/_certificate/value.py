@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._chunked import Kept
 from .._counts import Count
 from .._linalg.norms import dual_norm, norm
 from .._linalg.rounding import rounding, unit_roundoff
@@ -38,6 +39,11 @@ class Point(eqx.Module):
     @property
     def certified(self) -> bool:
         return self.certificate != "estimated"
+
+    @property
+    def x(self) -> Any:
+        """The lower level's solution; of `Chunked` problems those of the units, None where they are not kept."""
+        return self.lower.curvature.x if isinstance(self.lower.curvature, Kept) else self.lower.x
 
 
 def upper_terms(problem: AbstractProblem, x: Vector, theta: Vector) -> Scalar:

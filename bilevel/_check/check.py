@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._at_one_theta import hypergradient, solve_lower
+from .._chunked import Chunked
 from .._inputs import prepare
 from .._lower.descend import LowerSolution
 from .._lower.lbfgs import LBFGS
@@ -40,9 +41,10 @@ def check_problem(
     that it bounds, `convex_upper`, and the hypergradient against central differences of f.
 
     An empty list means that nothing was contradicted. Up to 64 unknowns Hessians are measured whole, in seconds, most
-    of them compilation; beyond, by Lanczos, at the cost of about a thousand gradients and products. Raises as `solve`
-    does for inputs.
+    of them compilation; beyond, by Lanczos, at the cost of about a thousand gradients and products. Of a `Chunked`
+    problem its first unit is looked at. Raises as `solve` does for inputs.
     """
+    problem = problem.first if isinstance(problem, Chunked) else problem
     problem, theta, x0 = prepare(problem, theta, x0)
     refuse_kinks(problem, "bilevel.check_problem compares derivatives of h")
     probe = Probe(problem, theta, x0, seed)

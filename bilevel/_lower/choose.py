@@ -8,6 +8,7 @@ cheap that moving the arrays is what takes the time.
 import jax
 import optax
 
+from .._chunked import Chunked
 from .._linalg.vectors import Vector
 from .._problem import AbstractProblem, lower_gradient
 from .lbfgs import LBFGS
@@ -22,9 +23,13 @@ CHEAP, TRANSCENDENTAL = 64, 10
 
 def choose(problem: AbstractProblem, theta: Vector, x: Vector) -> AbstractLowerSolver:
     """`LBFGS()` or `Nesterov()`."""
+    units = 1
+    if isinstance(problem, Chunked):  # what takes the time is the same, however small a unit is
+        units, problem = len(problem), problem.first
+        x = problem.guess(theta)
     size = optax.tree.size(x)
     constants = jax.eval_shape(problem.constants, theta)
-    if size <= SMALL or constants.mu is None or constants.L is None:
+    if units * size <= SMALL or constants.mu is None or constants.L is None:
         return LBFGS()
     return Nesterov() if operations(problem, theta, x) < CHEAP * size else LBFGS()
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 
 from .._certificate.value import Point
+from .._chunked import refuse_chunks
 from .._linalg.vectors import Vector
 from .._nonsmooth import AbstractNonsmoothProblem
 from .._problem import AbstractProblem
@@ -23,9 +24,11 @@ from .refine import DEFAULT_TOLERANCE, first_tolerance
 
 class AbstractGradient(eqx.Module):
     """`method`, where it is passed, is the `Method` that this is a part of. `adjoint`: it leaves an adjoint q in
-    `base.memory`, by which values can be corrected."""
+    `base.memory`, by which values can be corrected. `adds`: a mean of it over units is that of their
+    mean, see `Chunked`."""
 
     adjoint: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     def init(self, theta: Vector, x: Vector) -> Any:
         """The memory before the first step."""
@@ -38,6 +41,8 @@ class AbstractGradient(eqx.Module):
                 f"the lower level of {type(problem).__name__} has a kink, and no gradient is certified there: pass "
                 "bilevel.value_descent(), or no method"
             )
+        if not self.adds:
+            refuse_chunks(problem, f"{type(self).__name__}() is for one lower level")
 
     @abc.abstractmethod
     def certify(self, base: Base, method: Any) -> None:
@@ -52,6 +57,7 @@ class Adjoint(AbstractGradient):
     """z by conjugate gradients on the adjoint system, its error bounded (arXiv 2308.10098, section 3)."""
 
     adjoint: ClassVar[bool] = True
+    adds: ClassVar[bool] = True
 
     def certify(self, base, method):
         if not math.isfinite(base.eps):

@@ -9,6 +9,7 @@ import jax
 from .._certificate.gradient import certificate_cost
 from .._certificate.local_curvature import affordable, local_cost
 from .._certificate.value import correction_cost
+from .._chunked import Chunked
 from .._linalg.vectors import Vector
 from .._lower.descend import overhead
 from .._nonsmooth import AbstractNonsmoothProblem
@@ -40,6 +41,11 @@ def _overheads(structure, shapes):
     def trace(problem, x, theta):
         if isinstance(problem, AbstractNonsmoothProblem):
             cost.extend((problem.solve_cost(x), problem.slope_cost(x), 0, None))
+            return
+        if isinstance(problem, Chunked):  # a hypergradient looks at x again, and what is not kept corrects nothing
+            trace(problem.first, problem.first.guess(theta), theta)
+            solve, certificate, correction, local = cost
+            cost[:] = solve, certificate + solve, correction * problem.keep, local
             return
         size = sum(v.size for v in jax.tree.leaves(x))
         certificate, correction = certificate_cost(problem, x, theta), correction_cost(problem, x, theta)

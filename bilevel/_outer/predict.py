@@ -59,7 +59,7 @@ class Points(eqx.Module):
 
     @property
     def slots(self) -> int:
-        return len(jax.tree.leaves(self.x)[0])
+        return len(jax.tree.leaves(self.theta)[0])  # a `Chunked` x has no leaves
 
 
 class Secants(AbstractPredictor):

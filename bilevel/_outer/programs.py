@@ -154,6 +154,16 @@ class Meter:
     def differentiate(
         self, theta: Vector, point: Point, q: Vector, delta: float, corrects: bool = False
     ) -> tuple[Point, Hypergradient]:
+        """As `attempt`; what comes back broken raises `Stop`."""
+        point, gradient = self.attempt(theta, point, q, delta, corrects)
+        for result in BROKEN:
+            if told(gradient.result, result):
+                raise Stop(result)
+        return point, gradient
+
+    def attempt(
+        self, theta: Vector, point: Point, q: Vector, delta: float, corrects: bool = False
+    ) -> tuple[Point, Hypergradient]:
         """The hypergradient with the adjoint to delta, and the point: with a larger error where conjugate gradients
         have contradicted an estimate of mu. `corrects`: with its interval corrected by the new q, where the problem
         declares what that takes and it can be paid."""
@@ -166,9 +176,6 @@ class Meter:
         gradient = self._call(differentiate, self.problem, theta, point.lower, q, delta, allowed, self.seed)
         point, gradient = read((self.correct(theta, point, gradient.q if corrects else None), gradient))
         self.add(gradient)
-        for result in BROKEN:
-            if told(gradient.result, result):
-                raise Stop(result)
         lowered = self.corrected_mu(theta, point, gradient)
         if corrects and lowered is not point and known.correction <= self.left:
             lowered = read(self.correct(theta, lowered, gradient.q))

@@ -22,11 +22,12 @@ from .._nonsmooth import AbstractNonsmoothProblem
 from .._results import RESULTS, told
 from .accuracy import AbstractAccuracy
 from .base import Base, Trial, interval
+from .chunks import meter
 from .direction import AbstractDirection, Steepest
 from .gradient import AbstractGradient, Adjoint
 from .method import AbstractMethod, Memory, State
 from .predict import AbstractPredictor, Previous
-from .programs import Meter, Stop
+from .programs import Stop
 from .search import AbstractSearch, Verdict
 
 
@@ -56,8 +57,8 @@ class Method(AbstractMethod):
         return dataclasses.replace(self, solver=choose(problem, theta0, x0))
 
     def init(self, problem, theta0, x0, max_cost=math.inf):
-        meter = Meter(problem, self.solver, max_cost)
-        point = meter.solve(theta0, x0, math.inf)
+        spent = meter(problem, self.solver, max_cost)
+        point = spent.solve(theta0, x0, math.inf)
         error, norm_g_x, value = float(point.lower.error), float(point.norm_g_x), float(point.value)
         memory = Memory(
             q=zeros(x0),
@@ -66,13 +67,13 @@ class Method(AbstractMethod):
             search=self.search.init(norm_g_x),
             gradient=self.gradient.init(theta0, x0),
             guesses=self.predictor.init(theta0, x0),
-            work=meter.counts.cost,
+            work=spent.counts.cost,
         )
-        return State(theta0, point, memory, math.nan, 0, *meter.read(), meter.compile_seconds, meter.read())
+        return State(theta0, point, memory, math.nan, 0, *spent.read(), spent.compile_seconds, spent.read())
 
     def step(self, problem, state, *, tol=None, box=None, max_cost=math.inf, last=False):
         corrects = self.search.corrects and self.gradient.adjoint
-        base = Base(Meter(problem, self.solver, max_cost, state), state, tol, box, corrects)
+        base = Base(meter(problem, self.solver, max_cost, state), state, tol, box, corrects)
         accepted, alpha, result = None, math.nan, None
         try:
             while accepted is None:

@@ -1,0 +1,1 @@
+"""Experiments on size: of data, images, theta."""
