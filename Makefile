@@ -34,7 +34,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth docs release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS) imaging statistics clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth gallery docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS) imaging statistics clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -71,9 +71,10 @@ test: $(READY)  ## run the tests, a file at a time on each core; options go in A
 test-full: $(READY)  ## the same and the long checks, marked `full`, with LLVM's optimisations
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "" $(ARGS)
 
-lint: $(LINT)  ## ruff: rules and format; pyright: the examples' calls of the public interface, as installed
+lint: $(LINT)  ## ruff: rules and format; codespell: spelling; pyright: the examples' calls of the public interface, as installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md *.toml *.py Makefile bilevel docs experiments problems tests
 	@rm -rf .types build
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target .types .
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
@@ -112,8 +113,32 @@ growth: $(READY)  ## seconds, cost and memory against images, pixels, hyperparam
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)
 
-docs: $(DOCS)  ## build the site, into site/; warnings are errors
+gallery: $(DOCS)  ## run the examples of the gallery that changed, two minutes; SMOKE=1: with few steps
+	$(BIN)/python docs/run_gallery.py
+
+docs: gallery  ## build the site, into site/, with the gallery; warnings are errors
 	cd docs && NO_MKDOCS_2_WARNING=1 ../$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python docs/check_site.py site
+
+docs-check: docs  ## every page of the site in Chromium, if there is one: consoles, pictures, widths of a desktop and a phone
+	$(INSTALL) "playwright>=1.50"
+	$(BIN)/python docs/check_browser.py site
+
+# Of Python 3.11 and newer, those that are here; those that are not are left out.
+PYTHONS ?= $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c 'print("python$(version)")' 2>/dev/null))
+
+try-wheel: docs  ## the wheel in empty environments, one for each Python that is here: README, quick start, five pages; minutes
+	@rm -rf build dist
+	$(INSTALL) '.[release]'
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python docs/try_wheel.py dist/*.whl $(PYTHONS)
+
+# Of all that pyproject.toml names, the lowest version that it allows; of what these need, what pip takes.
+test-lowest:  ## the core of the tests with the lowest versions that are allowed, in an environment of its own
+	$(PYTHON) -m venv .lowest
+	$(PYTHON) -c 'import re; print(*(f"{n}=={v}" for n, v in re.findall(r"\"([\w.-]+)(?:\[\w+\])?>=([\d.]+)\"", open("pyproject.toml").read())), sep="\n")' > .lowest/constraints.txt
+	.lowest/bin/python -m pip install --quiet --constraint .lowest/constraints.txt --editable '.[test]'
+	.lowest/bin/python -m pytest $(LOWEST)
 
 release: $(DOCS) lint test docs  ## build and check wheel and sdist, tag the version; uploads nothing
 	@test -z "$$(git status --porcelain)" || (echo 'uncommitted changes: commit them first' && exit 1)
@@ -137,5 +162,5 @@ $(STATISTICS): $(READY)
 	$(BIN)/python -m experiments.statistics.$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
-	rm -rf .venv .pytest_cache .ruff_cache .jax_cache .types build dist site *.egg-info experiments/demo experiments/smoke
+	rm -rf .venv .lowest .pytest_cache .ruff_cache .jax_cache .types build dist site docs/made *.egg-info experiments/demo experiments/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,8 @@
-"""`bilevel.problems` is found wherever the package is, and no other name is taken."""
+"""`bilevel.problems` is found wherever the package is, and no other name is taken; the README reads on an index."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -9,6 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = (".py", ".typed", ".npz")  # the last: learnt denoisers
@@ -53,7 +56,7 @@ def test_every_folder_is_a_package_that_is_installed():
 def test_a_wheel_holds_problems_and_leaves_their_name_to_others(tmp_path):
     """Built of a copy, since building leaves files; used from a folder with a `problems.py`."""
     source, site, folder = tmp_path / "source", tmp_path / "site", tmp_path / "folder"
-    names = ["pyproject.toml", "README.md", "LICENSE"]
+    names = ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
     modules = [p for name in ("bilevel", "problems") for p in (ROOT / name).rglob("*") if p.suffix in INSTALLED]
     for path in [*(ROOT / name for name in names), *modules]:
         copy = source / path.relative_to(ROOT)
@@ -78,3 +81,17 @@ assert not any(finder.__module__ == "bilevel._checkout" for finder in sys.meta_p
 print(bilevel.problems.__file__)
 """
     assert Path(python(code, folder, site).strip()) == site / "bilevel" / "problems" / "__init__.py"
+
+
+@pytest.mark.parametrize(("site", "links"), [("", 0), ("https://example.org/bilevel/", 15)])
+def test_the_readme_has_no_link_into_a_checkout(site, links, monkeypatch):
+    """Where the package index shows it: they lead to the site, or are words."""
+    told = {}
+    monkeypatch.setenv("BILEVEL_SITE", site)
+    monkeypatch.setattr(setuptools, "setup", told.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    text = told["long_description"]
+    assert not re.search(r"\]\((?!https?://)", text) and "```python" in text
+    assert text.count("](https://example.org/bilevel/") >= links
+    assert ("](https://example.org/bilevel/figures/demo.png)" in text) == bool(site)
+    assert ("](https://example.org/bilevel/guides/statistics/)" in text) == bool(site)
