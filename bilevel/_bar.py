@@ -1,14 +1,16 @@
-"""The progress bar: on a terminal or in a notebook, and never elsewhere."""
+"""The progress bar: on a terminal or in a notebook, of the first process, and never elsewhere."""
 
 import sys
 import warnings
 from typing import Any
 
+from ._processes import first
+
 
 def shown(progress: bool) -> bool:
     """Whether somebody is there to look at a bar."""
     terminal = getattr(sys.stderr, "isatty", None)
-    return progress and (_notebook() or (terminal is not None and bool(terminal())))
+    return progress and (_notebook() or (terminal is not None and bool(terminal()))) and first()
 
 
 def bar(progress: bool, **options: Any) -> Any:

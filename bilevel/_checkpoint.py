@@ -1,7 +1,8 @@
 """Save and load a run: one .npz of plain arrays, written beside the old file and moved over it in one step.
 
 No pickle. A fingerprint of the data and the method goes with the arrays, since a run resumed under others would not be
-the run that was interrupted; and the versions, since under others the bits may differ.
+the run that was interrupted; and the versions, since under others the bits may differ. Where several processes share a
+run the first one writes, and all read.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ import jax
 import jaxlib
 import numpy as np
 from jaxtyping import PyTree
+
+from ._processes import anywhere, first, laid_out, shared, whole
 
 
 def versions() -> str:
@@ -71,7 +74,7 @@ def _digest(tree: PyTree) -> str:
 
     def walk(node, name=""):
         if isinstance(node, np.ndarray | np.generic | jax.Array | int | float | complex):
-            array = np.asarray(node)
+            array = whole(node)
             digest.update(f"{name}: {array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # no copy of what may be large
             return
@@ -113,11 +116,23 @@ def _inside(node: Any) -> tuple[str, dict[Any, Any]]:
 
 
 def save(path: str | os.PathLike, state: PyTree, history: dict[str, list], prints: dict[str, str]) -> None:
-    """Write the checkpoint atomically. Raises OSError (a full disk, say) with the old file untouched."""
-    path = Path(path)
-    arrays = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    """Write the checkpoint atomically. Raises OSError (a full disk, say) with the old file untouched; where processes
+    share the state, in all of them."""
+    path, together = Path(path), shared(state)
+    arrays = {f"state/{i}": whole(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
     arrays |= {f"fingerprint/{name}": np.asarray(text) for name, text in prints.items()}
+    failed = None
+    if first() or not together:
+        try:
+            _write(path, arrays)
+        except OSError as error:
+            failed = error
+    if anywhere(failed is not None, together):
+        raise failed or OSError("the first process could not write the checkpoint")
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         with open(unfinished, "wb") as file:
@@ -179,5 +194,5 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
     if isinstance(leaf, np.ndarray):
         return array
     if eqx.is_array(leaf):
-        return jax.device_put(array, leaf.sharding)
+        return laid_out(array, leaf)
     return array.item()

@@ -13,6 +13,7 @@ from . import _checkpoint as checkpoints
 from ._counts import Counts
 from ._interrupt import Interrupt
 from ._outer.method import AbstractMethod, Info, State
+from ._processes import anywhere, shared
 from ._results import RESULTS, Solution, told
 
 COLUMNS = ("value", "value_error", "gradient_norm", "gradient_error", "eps", "delta", "step")
@@ -88,20 +89,21 @@ def follow(
     interrupt: Interrupt,
 ) -> tuple[State, Info, RESULTS]:
     """The state and info at which the run ends, and why. `steps` begin with the state to start from. Whatever ends the
-    run, what was reached is on disk."""
+    run, what was reached is on disk; but where processes share the run, an error in one of them cannot be waited for.
+    These end together: where one of them is interrupted, or its callback says so."""
     bar.set_postfix_str("compiling")
     state, info = next(steps)
     bar.update(state.counts.cost)
-    good, failed, end = (state, len(record)), False, None
+    good, failed, end, together = (state, len(record)), False, None, shared(state)
     try:
         while end is None:
-            if interrupt.asked:
+            if anywhere(interrupt.asked, together):
                 end = RESULTS.interrupted
                 break
             state, info = next(steps)
             record.add(info)
             show(bar, state, info)
-            stop = callback is not None and callback(state, info) is True
+            stop = anywhere(callback is not None and callback(state, info) is True, together)
             if info.result is not None:
                 end = info.result
                 break
@@ -112,7 +114,7 @@ def follow(
                 end = RESULTS.stopped
     finally:
         bar.close()
-        saved = failed or save(*good)
+        saved = failed or (together and end is None) or save(*good)
     if info is None or info.result is None:  # between two steps, at a point whose gradient is not known yet
         info = between(state)
         record.add(info)

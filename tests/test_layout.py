@@ -20,6 +20,7 @@ LAYERS = [
         "_problem",
         "_nonsmooth",
         "_chunked",
+        "_processes",
         "_results",
         "_program",
         "_version",
