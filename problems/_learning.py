@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 import bilevel
+from bilevel import AbstractProblem
 
 from ._regularisers.base import AbstractRegulariser
 from ._regularisers.tv import TV
@@ -39,6 +40,13 @@ class Step(NamedTuple):
     theta: PyTree
     value: float
     cost: int
+
+
+class Accuracy(NamedTuple):
+    """Root mean square: of x by `eps`, and of the adjoint's residual by `delta`, over the number of images."""
+
+    eps: float
+    delta: float
 
 
 class Examples(NamedTuple):
@@ -98,18 +106,31 @@ def variation_error(image: np.ndarray, sigma: float, rng: np.random.Generator) -
 def mini_batches(
     given: Examples, regulariser: AbstractRegulariser, theta: PyTree, *, steps: int, seed: int, rate: float = RATE
 ) -> Iterator[Step]:
-    """Adam, its rate falling like a cosine; every patch in one of the batches, which stay as they are."""
-    rng, cost = np.random.default_rng(seed), 0
-    size = min(BATCH, len(given.clean))
-    groups = rng.permutation(len(given.clean))[: len(given.clean) // size * size].reshape(-1, size)
-    batches = [Weighed(given.of(g), regulariser) for g in groups]
-    root = batches[0].data.size ** 0.5
-    eps, delta = 4e-3 * root / (1 - regulariser.concavity), 6e-3 * root / size
+    """Adam for denoising; every patch in one of the batches, which stay as they are."""
+    rng = np.random.default_rng(seed)
+    batches = [Weighed(given.of(group), regulariser) for group in groups(len(given.clean), rng)]
+    accuracy = Accuracy(4e-3 / (1 - regulariser.concavity), 6e-3)
+    yield from adam(batches, theta, accuracy, steps=steps, rng=rng, rate=rate)
+
+
+def groups(count: int, rng: np.random.Generator) -> Int[np.ndarray, "batches size"]:
+    """What stands in each batch, drawn; a few may be left over."""
+    size = min(BATCH, count)
+    return rng.permutation(count)[: count // size * size].reshape(-1, size)
+
+
+def adam(
+    batches: Sequence[AbstractProblem], theta: PyTree, accuracy: Accuracy, *, steps: int, rng: np.random.Generator,
+    rate: float = RATE,
+) -> Iterator[Step]:  # fmt: skip
+    """Its rate falls like a cosine; batches have arrays for x, all of one shape."""
+    x = jax.eval_shape(batches[0].guess, theta)
+    eps, delta = accuracy.eps * x.size**0.5, accuracy.delta * x.size**0.5 / len(x)
     falling = optax.cosine_decay_schedule(rate, steps)
     rates = {True: optax.adam(lambda k: falling(k) / 5), False: optax.adam(falling)}
-    adam = optax.multi_transform(rates, {name: name in SLOW for name in theta})
-    state, update = adam.init(theta), jax.jit(adam.update)
-    warm, order = [(None, None)] * len(batches), []
+    rule = optax.multi_transform(rates, {name: name in SLOW for name in theta})
+    state, update = rule.init(theta), jax.jit(rule.update)
+    warm, order, cost = [(None, None)] * len(batches), [], 0
     for _ in range(steps):
         order = order or list(rng.permutation(len(batches)))
         k = order.pop()

@@ -39,12 +39,14 @@ class Denoiser(NamedTuple):
     - `regulariser`: a `TV` or a `Ridge`; `theta`: a dict of arrays that fits it.
     - `sigma`: the noise that it was learnt for, in intensities from 0 to 1; None if nobody said.
     - `run`: what is known of the run that made it, a dict of numbers, strings and lists.
+    - `colour`: whether it was learnt from colour images, all channels of which it denoises together, with a `TV`.
     """
 
     regulariser: AbstractRegulariser
     theta: PyTree
     sigma: float | None = None
     run: dict[str, Any] | None = None
+    colour: bool = False
 
     @classmethod
     def fit(
@@ -89,10 +91,10 @@ class Denoiser(NamedTuple):
         """The denoised image: floats of its shape, by scikit-image's conventions (`img_as_float`).
 
         Integers are divided by the largest of their dtype, booleans become 0 and 1, floats stay as they are and should
-        run from 0 to 1 plus noise. `channel_axis`: the axis of the channels, each of which is denoised by itself; None
-        for a grey image (height, width). Computed in float32, for float64 images in float64 where JAX has it; within
-        2.5e-3, root mean square, of the minimiser. Raises ValueError for shapes and for values that are not finite,
-        TypeError for complex images.
+        run from 0 to 1 plus noise. `channel_axis`: the axis of the channels, each of which is denoised by itself, with
+        `colour` all together; None for a grey image (height, width). Computed in float32, for float64 images in float64
+        where JAX has it; within 2.5e-3, root mean square, of the minimiser. Raises ValueError for shapes and for values
+        that are not finite, TypeError for complex images.
         """
         image = intensities(image, "image")
         if image.ndim != 2 + (channel_axis is not None):
@@ -100,19 +102,28 @@ class Denoiser(NamedTuple):
                 f"image has shape {image.shape} and channel_axis is {channel_axis}: pass a grey image (height, width), "
                 "or one with channels and channel_axis, -1 where they come last"
             )
+        if self.colour and channel_axis is None:
+            raise ValueError(
+                "this denoiser was learnt from colour images: pass one and its channel_axis, or take another"
+            )
         dtype = np.float64 if image.dtype == np.float64 and jax.config.jax_enable_x64 else np.float32
-        planes = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
-        problem = Restoration(None, np.ascontiguousarray(planes, dtype), self.regulariser)
+        if self.colour:
+            stack = np.moveaxis(image, channel_axis, -1)[None]
+        else:
+            stack = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
+        problem = Restoration(None, np.ascontiguousarray(stack, dtype), self.regulariser)
         theta = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.theta)
-        x = np.asarray(solve_lower(problem, theta, eps=2.5e-3 * planes.size**0.5).x, image.dtype)
-        return x[0] if channel_axis is None else np.moveaxis(x, 0, channel_axis)
+        x = np.asarray(solve_lower(problem, theta, eps=2.5e-3 * stack.size**0.5).x, image.dtype)
+        if channel_axis is None:
+            return x[0]
+        return np.moveaxis(x[0], -1, channel_axis) if self.colour else np.moveaxis(x, 0, channel_axis)
 
     def save(self, path: str | os.PathLike) -> None:
         """One .npz of plain arrays. Raises TypeError for a regulariser that is not one of this package's."""
         kinds = [name for name, make in KINDS.items() if make() == self.regulariser]
         if not kinds:
             raise TypeError(f"only denoisers with TV or Ridge are saved, not {self.regulariser!r}: save its theta")
-        about = {"regulariser": kinds[0], "sigma": self.sigma, "run": self.run}
+        about = {"regulariser": kinds[0], "sigma": self.sigma, "run": self.run, "colour": self.colour}
         leaves = {f"theta {name}": np.asarray(leaf, np.float32) for name, leaf in self.theta.items()}
         with open(path, "wb") as file:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **leaves)
@@ -125,17 +136,18 @@ class Denoiser(NamedTuple):
                 raise ValueError(f"{path} is no denoiser: it holds {sorted(file)}; pass a file that `save` wrote")
             about = json.loads(str(file["about"]))
             theta = {name[6:]: jnp.asarray(file[name]) for name in file if name != "about"}
-        return cls(KINDS[about["regulariser"]](), theta, about["sigma"], about["run"])
+        return cls(KINDS[about["regulariser"]](), theta, about["sigma"], about["run"], about.get("colour", False))
 
 
 def pretrained(name: str) -> Denoiser:
-    """A denoiser that comes with the package, for grey images and noise of 25/255:
+    """A denoiser that comes with the package, for noise of 25/255:
 
     - "tv-25": isotropic total variation; "ridge-25": 48 filters 7 x 7, convex; "weak-25": the same, weakly convex, with
-      h 0.1-strongly convex all the same: the best of the three, and the slowest.
+      h 0.1-strongly convex all the same: the best of the three, and the slowest. Grey images, or channel by channel.
+    - "tv-colour-25": total variation of colour images, one root for all channels of a pixel.
 
-    Learnt from BSD400 by experiments/imaging/bsd68.py, the log of the certified run is in `.run`. Raises ValueError for
-    another name.
+    The first three were learnt from BSD400 by experiments/imaging/bsd68.py, the last from every other Kodak photograph
+    by experiments/imaging/colour.py; the log of the certified run is in `.run`. Raises ValueError for another name.
     """
     names = sorted(path.stem for path in WEIGHTS.glob("*.npz"))
     if name not in names:
