@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from bilevel import problems
-from bilevel import _program
+from bilevel import _program, problems
 from bilevel._outer.programs import Meter
 from bilevel._program import FEW, program, small
 from bilevel.problems.quadratic import uniform_data
