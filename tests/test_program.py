@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevel
-from bilevel import _program
+from bilevel import _program, problems
 from bilevel._outer.programs import Meter
 from bilevel._program import FEW, program, small
 from bilevel.problems.quadratic import uniform_data
@@ -85,3 +85,13 @@ def test_at_most_eight_programs_a_problem():
     before = Meter.compilations
     bilevel.solve(uniform_data(0, columns=11), np.ones(11), progress=False)
     assert Meter.compilations - before <= 8
+
+
+def test_the_constants_loop_is_compiled_once():
+    """Softmax regression with a penalty for each weight has one among its constants."""
+    rng = np.random.default_rng(0)
+    problem = problems.LogisticRegression(*(rng.normal(size=(9, 3)), np.arange(9) % 3) * 2)
+    for theta in (np.zeros((3, 3)), np.ones((3, 3))):
+        before = Meter.compilations
+        bilevel.solve_lower(problem, theta, eps=1e-2)
+    assert Meter.compilations == before

@@ -62,7 +62,8 @@ class LowerSolution(eqx.Module):
 def overhead(problem: AbstractProblem, theta: Vector, size: int) -> int:
     """The cost of a solve that takes no step: the gradient at the start, and a look at mu and L where they are not
     declared; x has `size` entries."""
-    return 1 + look_cost(problem.constants(theta), size)
+    # only what is declared matters; outside a program a loop among the constants would be compiled in every call
+    return 1 + look_cost(eqx.filter_eval_shape(problem.constants, theta), size)
 
 
 def lower_error(residual: Scalar, rounding: Scalar, mu: Scalar) -> Scalar:

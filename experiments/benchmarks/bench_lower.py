@@ -24,7 +24,13 @@ from bilevel.problems import data
 from bilevel.problems.quadratic import uniform_data
 from experiments._harness import console, packed, record
 from experiments.benchmarks import bench_cases
-from experiments.benchmarks.lower_candidates import HalfQuadratic, NonlinearCG, PrimalDual, RegularisedNewton
+from experiments.benchmarks.lower_candidates import (
+    HalfQuadratic,
+    NonlinearCG,
+    PrimalDual,
+    RegularisedNewton,
+    by_blocks,
+)
 
 jax.config.update("jax_enable_x64", True)
 
@@ -40,9 +46,11 @@ SOLVERS = {
     "RegularisedNewton": RegularisedNewton(),
 }
 FOR_TV = {"HalfQuadratic": HalfQuadratic(), "PrimalDual": PrimalDual()}
+FOR_SOFTMAX = {"RegularisedNewton, blocks": RegularisedNewton(by_blocks)}
 EPS = (1e-1, 1e-3, 1e-5, 1e-8)
 THETA0 = np.array([-5.0, -5.0])
 WITHIN = 0.02
+MOST = 120_000  # gradients and products of one solve
 
 
 def lower_levels(log: record.Log, repeats: int, budget: float) -> None:
@@ -59,7 +67,7 @@ def lower_levels(log: record.Log, repeats: int, budget: float) -> None:
     }
     bar = tqdm(places.items(), desc="lower level", disable=None)
     for place, (problem, theta) in bar:
-        solvers = SOLVERS | (FOR_TV if problem is tv else {})
+        solvers = SOLVERS | (FOR_TV if problem is tv else FOR_SOFTMAX if problem is digits else {})
         constants = problem.constants(theta)
         kappa = float(constants.L / constants.mu)
         rows = {}
@@ -68,7 +76,8 @@ def lower_levels(log: record.Log, repeats: int, budget: float) -> None:
                 seconds = []
                 while len(seconds) < 2 or (len(seconds) <= repeats and sum(seconds) < budget):
                     start = time.perf_counter()
-                    solution = jax.block_until_ready(bilevel.solve_lower(problem, theta, eps=eps, solver=solver))
+                    solution = bilevel.solve_lower(problem, theta, eps=eps, solver=solver, max_cost=MOST)
+                    jax.block_until_ready(solution)
                     seconds.append(time.perf_counter() - start)
                 numbers = {
                     "lower_gradients": int(solution.lower_gradients),

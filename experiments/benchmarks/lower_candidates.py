@@ -3,9 +3,11 @@
 Each is a whole `bilevel` solver, certificate included: one step, ending with the gradient at the iterate it returns.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -62,10 +64,35 @@ class NonlinearCG(AbstractLowerSolver):
         return it.move(level, x, memory, products=accepted.astype(jnp.int32))
 
 
+def by_conjugate_gradients(level: LowerLevel, it: Iterate, shift: Array) -> tuple[Any, Array]:
+    """(H + shift)^{-1} rho as `reduced` has it."""
+    return reduced(level, it, lambda v: optax.tree.add_scale(level.product(it.x, v), shift, v))
+
+
+def by_blocks(level: LowerLevel, it: Iterate, shift: Array) -> tuple[Array, Array]:
+    """(B + shift)^{-1} rho by a factorisation for each class of softmax regression, B >= H without what couples them:
+
+    B_c = 1/n sum_i p_ic a_i a_i^T + diag(e^theta_c), as diag(p) - p p^T <= diag(p). Counted: a product a feature."""
+    A, penalty = level.problem.train.A, jnp.broadcast_to(jnp.exp(level.theta), it.x.shape)
+    p = jax.nn.softmax(A @ it.x, axis=1)
+
+    def solve(p, penalty, rho):
+        B = (p[:, None] * A).T @ A / len(A) + jnp.diag(penalty + shift)
+        return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(B), rho)
+
+    d = jax.vmap(solve, 1, 1)(p, penalty, -it.rho)
+    return d, jnp.asarray(A.shape[1], jnp.int32)
+
+
 class RegularisedNewton(AbstractLowerSolver):
     """x+ = x - (H + ||rho|| / gamma)^{-1} rho; gamma doubles if <rho+, x - x+> >= ||rho+||^2 gamma / (4 ||rho||), else
     it falls to a quarter and the step is done again: gradient regularisation with a parameter-free search for the
-    smoothness of the gradient (Doikov, Mishchenko, Nesterov, arXiv 2208.05888; Semenov, Jaggi, Doikov, 2506.13710)."""
+    smoothness of the gradient (Doikov, Mishchenko, Nesterov, arXiv 2208.05888; Semenov, Jaggi, Doikov, 2506.13710).
+    With `by_blocks`, the second's method with an approximate Hessian."""
+
+    solve: Callable[[LowerLevel, Iterate, Array], tuple[Any, Array]] = eqx.field(
+        static=True, default=by_conjugate_gradients
+    )
 
     def init(self, x, rho, curvature):
         one = jnp.ones_like(optax.tree.norm(rho))
@@ -79,9 +106,7 @@ class RegularisedNewton(AbstractLowerSolver):
         base, rho = optax.tree.where(good, (it.x, it.rho), (base, rho))
         norm, dual = jnp.where(good, it.residual, norm), jnp.where(good, it.dual, dual)
         here = eqx.tree_at(lambda i: (i.x, i.rho, i.dual), it, (base, rho, dual))
-        d, products = reduced(
-            level, here, lambda v: optax.tree.add_scale(level.product(base, v), norm / gamma, v)
-        )  # fmt: skip
+        d, products = self.solve(level, here, norm / gamma)
         return it.move(level, optax.tree.add(base, d), (base, rho, norm, dual, gamma, jnp.asarray(False)), products)
 
 
