@@ -133,6 +133,8 @@ try-wheel: docs  ## the wheel in empty environments, one for each Python that is
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(BIN)/python docs/try_wheel.py dist/*.whl $(PYTHONS)
 
+LOWEST ?= tests/test_readme.py tests/test_boxed.py tests/test_inputs.py tests/test_data.py tests/test_stn_layers.py
+
 # Of all that pyproject.toml names, the lowest version that it allows; of what these need, what pip takes.
 test-lowest:  ## the core of the tests with the lowest versions that are allowed, in an environment of its own
 	$(PYTHON) -m venv .lowest
