@@ -14,6 +14,7 @@ from bilevel._certificate.gradient import differentiate
 from bilevel._certificate.value import evaluate
 from bilevel._outer.programs import UNLIMITED
 from bilevel._problem import cross_product, cross_transpose_product, hessian_product, lower_gradient
+from bilevel.problems._regularisers import patches
 from bilevel.problems.foe import FieldsOfExperts, dct_filters, initial
 from experiments.paper.foe_runs import ZeroMean
 
@@ -425,3 +426,27 @@ def test_filters_less_their_means_keep_the_bounds(boundary):
     x = normal(3)
     np.testing.assert_allclose(problem.lower(x, every), problem.lower(x, shifted), rtol=1e-12)
     assert check_problem(problem, every) == []
+
+
+@pytest.mark.parametrize("boundary", ["valid", "reflect"])
+def test_strips_and_blocks_change_nothing(boundary, monkeypatch):
+    """Energy, gradients, a Hessian product, constants and bounds: whole, and in strips of 3 rows with a rest of 2."""
+    rng = np.random.default_rng(3)
+    noisy = rng.uniform(0, 1, (1, 13 if boundary == "valid" else 11, 9))
+    problem, theta = FieldsOfExperts(None, noisy, boundary=boundary), initial(0, 8, 3)
+    q = jnp.asarray(rng.standard_normal(noisy.shape))
+
+    def numbers():
+        x = problem.guess(theta)
+
+        def everything(x, q):
+            slopes = jax.grad(problem.lower, argnums=(0, 1))
+            moved = jax.jvp(lambda x: slopes(x, theta), (x,), (q,))
+            return problem.lower(x, theta), moved, problem.constants(theta), problem.bounds(x, theta, q, jnp.ones(()))
+
+        return jax.jit(everything)(x, q)
+
+    whole = numbers()
+    monkeypatch.setattr(patches, "WHOLE", 20)
+    monkeypatch.setattr(patches, "STRIP", 27)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), numbers(), whole)

@@ -23,7 +23,7 @@ from .._chunked import Chunked, Kept
 from .._inputs import uniform
 from .._linalg.vectors import Vector
 from .._problem import AbstractProblem
-from .._program import program
+from .._program import FEW, program
 from .._results import RESULTS
 from .method import ROUNDED
 from .overheads import overheads
@@ -31,8 +31,8 @@ from .programs import UNLIMITED, Meter, Stop
 
 HALF = np.float32
 
-solve_unit = program(units.solve, few=0)
-differentiate_unit = program(units.differentiate, few=0)
+# compiled quickly where all units together are small, else thoroughly, however small one is: it is called for each
+QUICK, THOROUGH = ((program(units.solve, few), program(units.differentiate, few)) for few in (FEW, 0))
 
 
 class ChunkedMeter(Meter):
@@ -41,6 +41,8 @@ class ChunkedMeter(Meter):
 
     def __init__(self, problem: Chunked, solver: Any, max_cost: float, state: Any = None):
         super().__init__(problem, solver, max_cost, state)
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(problem.first) if hasattr(leaf, "size"))
+        self.programs = QUICK if len(problem) * numbers <= FEW else THOROUGH
         # theta and what is kept of it: where the step starts, and of the last trial; of a state nothing is overwritten
         self.state = None if state is None else state.point.lower.curvature
         self.base = (None, None) if state is None else (state.theta, self.state)
@@ -64,7 +66,7 @@ class ChunkedMeter(Meter):
         def run(i, unit):
             x = unit.guess(theta) if from_x is None else part(from_x, i)
             return self._call(
-                solve_unit, unit, self.solver, theta, x, None if by is None else part(by, i), share, allowed, seed
+                self.programs[0], unit, self.solver, theta, x, None if by is None else part(by, i), share, allowed, seed
             )  # fmt: skip
 
         at_base = self.base[0] is None or (same(self.base[0], theta) and not again)
@@ -103,7 +105,7 @@ class ChunkedMeter(Meter):
             x = unit.guess(theta) if kept.x is None else part(kept.x, i)
             by = jax.tree.map(lambda v: np.zeros(v.shape, HALF), x) if kept.q is None else part(kept.q, i)
             return self._call(
-                differentiate_unit, unit, self.solver, theta, x, by, goals[i], share, allowed, seed, sharp, corrects
+                self.programs[1], unit, self.solver, theta, x, by, goals[i], share, allowed, seed, sharp, corrects
             )  # fmt: skip
 
         qs, told, z = self.room(kept, "q"), [], Sum(theta)

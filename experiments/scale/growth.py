@@ -35,7 +35,7 @@ def cases(path: Path, smoke: bool) -> dict[str, tuple[str, int, dict]]:
     made = {}
     for series, (of, _, _) in SERIES.items():
         chunked = {} if of == "penalties" else {"chunked": series.endswith("units")}
-        for n in sizes[of]:
+        for n in reversed(sizes[of]):  # what may fail first
             if of == "images":
                 arguments = {"path": str(path), "count": n, "tol": None} | few
             elif of == "pixels":
@@ -48,6 +48,11 @@ def cases(path: Path, smoke: bool) -> dict[str, tuple[str, int, dict]]:
 
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     done = log.finished()
+    for dtype in ("float32", "float64"):
+        if (name := f"Fields of Experts, {dtype}") not in done:
+            side, filters, taps = (32, 2, 3) if smoke else (256, 48, 7)
+            log.write("config", name, side=side, filters=filters, taps=taps, **record.environment())
+            log.write("end", name, **runs.experts(dtype, side, filters, taps))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "crops.npy")
         runs.write_crops(path, data.photographs(192).pixels if packaged else runs.bsd400(), 16 if smoke else COUNTS[-1])
@@ -55,11 +60,6 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
             if name not in done:
                 log.write("config", name, of=of, n=n, packaged=packaged, **record.environment())
                 log.write("end", name, of=of, n=n, **runs.in_a_process(of, **arguments))
-    for dtype in ("float32", "float64"):
-        if (name := f"Fields of Experts, {dtype}") not in done:
-            side, filters, taps = (32, 2, 3) if smoke else (256, 48, 7)
-            log.write("config", name, side=side, filters=filters, taps=taps, **record.environment())
-            log.write("end", name, **runs.experts(dtype, side, filters, taps))
 
 
 def series(found: dict[str, record.Run], name: str) -> dict[str, np.ndarray]:

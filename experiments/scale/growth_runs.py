@@ -56,8 +56,8 @@ def pair(clean: np.ndarray, indices: range) -> problems.TotalVariation:
 def images(path: str, count: int, chunked: bool, tol: float | None, max_steps: int = 1000) -> bilevel.Solution:
     """Total variation on so many crops of the file, in units of sixteen at most, or as one stack."""
     clean = np.load(path, mmap_mode="r")[:count]
-    indices = range(count)
-    problem = bilevel.Chunked(pair, clean, indices, size=min(SIZE, count), chunk=CHUNK) if chunked else pair(clean, indices)
+    parts, size = (clean, range(count)), min(SIZE, count)
+    problem = bilevel.Chunked(pair, *parts, size=size, chunk=CHUNK) if chunked else pair(*parts)
     return bilevel.solve(problem, THETA, tol=tol, progress=False, max_steps=max_steps)
 
 

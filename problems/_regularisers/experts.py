@@ -22,7 +22,7 @@ from bilevel._inputs import finite
 from ..filters import Filters
 from ..inputs import dense
 from .by_image import ImageByImage, grey
-from .patches import experts, logs_constant, margins, measures
+from .patches import blocks, experts, logs_constant, margins, measures
 from .tv import C3
 
 SHAPES = {"scale": "()", "weights": "(K,)", "smoothings": "(K,)", "filters": "(K, s, s)"}
@@ -155,7 +155,12 @@ class Experts(ImageByImage):
         if self.boundary == "reflect":
             pixels = [np.pad(p, margins(B.shape[1]), mode="reflect") for p in pixels]
         copies = float(np.prod([np.max(np.bincount(p)) for p in pixels]))
-        return copies * (jnp.abs(jnp.fft.rfft2(B, s=[len(p) for p in pixels])) ** 2).reshape(len(B), -1), copies
+        grid = [len(p) for p in pixels]
+
+        def power(B):
+            return copies * (jnp.abs(jnp.fft.rfft2(B, s=grid)) ** 2).reshape(len(B), -1)
+
+        return blocks(power, math.prod(grid), B), copies
 
 
 def _numbers(fixed):
