@@ -34,14 +34,15 @@ class Code(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.blocks, self.inside, self.python = [], False, False
+        self.blocks, self.inside, self.block = [], False, False
         self.feed(text)
+        self.blocks = [block for block in self.blocks if block.startswith(("import ", "from "))]
 
     def handle_starttag(self, tag, attrs):
-        if tag == "div" and "highlight" in (kinds := dict(attrs).get("class", "").split()):
-            self.python = "language-python" in kinds
-        if tag == "code" and self.python:
-            self.inside, self.python = True, False
+        if tag == "div":
+            self.block = dict(attrs).get("class") == "highlight"
+        if tag == "code" and self.block:
+            self.inside, self.block = True, False
             self.blocks.append("")
 
     def handle_endtag(self, tag):
