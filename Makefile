@@ -14,7 +14,8 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68_choice bsd68 kodak256 colour inverse
-STATISTICS := penalties
+STATISTICS := penalties floors
+SCALE := cleaning
 NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
@@ -34,7 +35,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth gallery docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS) imaging statistics clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth gallery docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -160,8 +161,10 @@ $(NETWORKS): FOLDER := networks
 $(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
-$(STATISTICS): $(READY)
-	$(BIN)/python -m experiments.statistics.$@ $(MODE)
+$(STATISTICS): FOLDER := statistics
+$(SCALE): FOLDER := scale
+$(STATISTICS) $(SCALE): $(READY)
+	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
 	rm -rf .venv .lowest .pytest_cache .ruff_cache .jax_cache .types build dist site docs/made *.egg-info experiments/demo experiments/smoke

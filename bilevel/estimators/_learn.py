@@ -2,7 +2,8 @@
 
 1. One penalty for all weights, by the cross-validated loss on a grid: its best is where the descent starts, so what is
    learnt is never worse on the folds than the grid.
-2. Descent of the cross-validated loss in all log penalties, certified (`solve`), in a box around the grid.
+2. Descent of the cross-validated loss in all log penalties, certified (`solve`), in a box around the grid; for classes
+   several penalties have a smaller one, which holds one penalty's best.
 3. The weights of all rows at these penalties, an intercept held by next to nothing.
 """
 
@@ -24,13 +25,14 @@ from .._problem import lower_gradient
 from .._program import program
 from .._results import Solution
 from .._solve import solve
-from ..problems.families import Gaussian
+from ..problems.families import Binomial, Gaussian, Multinomial
 from ..problems.linear_model import LinearModel
 from ._padding import Table, padded
 
 GRID = 16  # penalties, from what leaves nearly nothing of the weights to what leaves the least column nearly free
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
 SEPARATED = 1e-4  # the same but for least squares: rows left out that are all told apart want no penalty whatever
+SEVERAL = 1e-2  # in place of it for several penalties, which tell rows apart that one cannot: `make floors`
 HELD = 1e-10  # of an intercept, at the end
 PRODUCTS = 2000  # with A, for the last step
 DECIMALS = 3  # of log penalties: finer than `tol` tells; one problem said by weights or by repeats then has one end
@@ -68,6 +70,9 @@ def learn(
         raise ValueError("the loss is not finite for any penalty: scale the features")
     # a gradient within tol of the value, or, where that vanishes, of a millionth of what it is without features
     goal = tol * (values[best] + 1e-6 * float(problem.valid.unspent)) + 1e-300
+    several = not (isinstance(sharing, str) and sharing == "one")
+    if several and isinstance(problem.family, Binomial | Multinomial):
+        lowest = min(lowest + math.log(SEVERAL / SEPARATED), grid[min(best + 1, GRID - 1)])
     box = lowest, highest
     method = quasi_newton(solver=NewtonCG())
     solution = solve(

@@ -1,1 +1,1 @@
-"""Experiments on size: of data, images, theta."""
+"""Experiments on size: of data, images, theta; thousands of data weights, beside the methods made for them."""
