@@ -7,6 +7,8 @@ is certified of f.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,11 +133,11 @@ class Chunked(AbstractProblem):
 
     def lower(self, x, theta):
         """h, for x a sequence of the units' x."""
-        return sum(self.unit(i).lower(v, theta) for i, v in enumerate(x))
+        return functools.reduce(operator.add, (self.unit(i).lower(v, theta) for i, v in enumerate(x)))
 
     def upper(self, x, theta):
         """g = 1/N sum of g_i, for x a sequence of the units' x."""
-        return sum(self.unit(i).upper(v, theta) for i, v in enumerate(x)) / len(self)
+        return functools.reduce(operator.add, (self.unit(i).upper(v, theta) for i, v in enumerate(x))) / len(self)
 
     def constants(self, theta):
         """Those of the first unit, by which a search keeps theta where rounding ends; nothing is certified by them."""
