@@ -74,7 +74,9 @@ def main(names: list[str]) -> None:
     if SMOKE:
         bilevel.solve = at_most(bilevel.solve, max_steps=2)
         stn.tune, stn.replay = (at_most(function, epochs=2) for function in (stn.tune, stn.replay))
-    sources = [path for module in (bilevel, problems) for path in sorted(Path(str(module.__file__)).parent.rglob("*.py"))]
+    sources = [
+        path for module in (bilevel, problems) for path in sorted(Path(str(module.__file__)).parent.rglob("*.py"))
+    ]
     package = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + bytes(SMOKE)).hexdigest()
     chosen = [path for path in sorted((HERE / "gallery").glob("*/*.py")) if not names or path.stem in names]
     for path in chosen:

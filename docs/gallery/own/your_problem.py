@@ -42,7 +42,7 @@ class Trend(bilevel.AbstractProblem):
 
 images = data.photographs(128)
 clean = images.pixels[images.names.index("coffee"), 64]
-y, m = data.add_noise(clean, 0.05, seed=0), np.where(np.arange(128) % 3 == 1, 0.0, 1.0)
+y, m = data.add_noise(clean, 0.1, seed=0), np.where(np.arange(128) % 3 == 1, 0.0, 1.0)
 problem = Trend(y, m)
 run = bilevel.solve(problem, np.array([-2.0, -3.0]), bounds=(-6.0, 3.0), max_cost=5000)
 print(f"f: {run.history['value'][0]:.4f} -> {run.value:.4f}, certified: {run.certified}. {run.message}")
