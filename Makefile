@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 # RESUME=1: go on with the log.
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
-IMAGING := bsd68_choice bsd68 kodak256 colour inverse
+IMAGING := bsd68_choice bsd68 kodak256 colour inverse blind
 STATISTICS := penalties floors
 SCALE := cleaning
 NETWORKS := exactness optima ablation fashion lstm
@@ -96,7 +96,7 @@ bench-full: $(PEERS)  ## the same with Fields of Experts, MNIST and the default'
 
 reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minutes; BILEVEL_DATA=folder: with the paper's data
 
-imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, operators, an hour and a half; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
+imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, operators, without clean images, two hours; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
 statistics: $(STATISTICS)  ## what many penalties are worth on six tables, an hour; SMOKE=1: in two minutes
 

@@ -63,6 +63,10 @@ def examples() -> dict[str, str]:
     return found
 
 
+def version(python: str) -> str:
+    return subprocess.check_output([python, "--version"], text=True).strip()
+
+
 def tried(wheel: Path, python: str) -> dict[str, dict[str, float]]:
     """Wall-clock and CPU seconds of each, and of the installation."""
     seconds = {}
@@ -89,5 +93,5 @@ def tried(wheel: Path, python: str) -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     wheel, *pythons = sys.argv[1:]
-    found = {python: tried(Path(wheel).resolve(), python) for python in pythons}
+    found = {version(python): tried(Path(wheel).resolve(), python) for python in pythons}
     (HERE / "tried.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
