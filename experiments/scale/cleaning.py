@@ -100,7 +100,9 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
                 right.plot(run.judged["cpu_seconds"], errors, ".-", ms=3, color=INKS[name], label=name)
             else:
                 right.axhline(100 * run.end["test_error"], color=INKS[name], ls="--", lw=1, label=name)
-        right.set(xlabel="processor seconds", ylabel="test error, %", xscale="log", yscale="log")
+        right.set(xlabel="processor seconds", ylabel="test error, %", xscale="log")
+        right.xaxis.set_major_formatter("{x:g}")
+        right.xaxis.set_minor_formatter("")
         right.legend(fontsize=7)
     style.save(figure, f"{figures}.png")
 

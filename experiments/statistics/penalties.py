@@ -24,6 +24,7 @@ from experiments._harness import console, record, style
 from experiments.statistics import tables
 
 TABLES = (tables.diabetes, tables.products, tables.cancer, tables.wine, tables.digits, tables.golub)
+DEAR = (tables.golub, tables.digits)  # the others first: they are done in a tenth of the time
 FOLDS = (5, 1, 10)
 SHARED = ("grid", "one", "group", "feature", "weight")
 SPLITS, TOL, STEPS = 10, 1e-3, 60
@@ -80,6 +81,7 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     made = [tables.iris if packaged and make is tables.golub else make for make in TABLES]
     made, folds, count = ([tables.diabetes, tables.iris], (1, 3), 2) if smoke else (made, FOLDS, SPLITS)
     every = [(make, shared, k) for k in folds for make in made for shared in SHARED]
+    every.sort(key=lambda run: run[0] in DEAR)
     for make, shared, k in (bar := tqdm(every, disable=None)):
         run, table = name(make.__name__, shared, k), make()
         single = not table.classes or len(np.unique(table.y)) == 2
