@@ -124,7 +124,7 @@ docs: gallery  ## build the site, into site/, with the gallery; warnings are err
 	$(BIN)/python docs/check_site.py site
 
 docs-check: docs  ## every page of the site in Chromium, if there is one: consoles, pictures, widths of a desktop and a phone
-	$(INSTALL) "playwright>=1.50"
+	$(BIN)/python -m pip install --quiet "playwright>=1.50"
 	$(BIN)/python docs/check_browser.py site
 
 # Of Python 3.11 and newer, those that are here; those that are not are left out.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -117,7 +118,8 @@ class Chunked(AbstractProblem):
         try:
             made = self.source(i)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"unit {i}: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"unit {i}: {error}") from error
         if not isinstance(made, AbstractProblem) or isinstance(made, Chunked):
             raise TypeError(f"make must return a bilevel.AbstractProblem, and no Chunked, not {type(made).__name__}")
         if isinstance(made, AbstractNonsmoothProblem):
@@ -133,15 +135,23 @@ class Chunked(AbstractProblem):
 
     def lower(self, x, theta):
         """h, for x a sequence of the units' x."""
+        _untraced(x, theta)
         return functools.reduce(operator.add, (self.unit(i).lower(v, theta) for i, v in enumerate(x)))
 
     def upper(self, x, theta):
         """g = 1/N sum of g_i, for x a sequence of the units' x."""
+        _untraced(x, theta)
         return functools.reduce(operator.add, (self.unit(i).upper(v, theta) for i, v in enumerate(x))) / len(self)
 
     def constants(self, theta):
         """Those of the first unit, by which a search keeps theta where rounding ends; nothing is certified by them."""
         return self.first.constants(theta)
+
+
+def _untraced(*arguments: Any) -> None:
+    """Raises TypeError in a program: the data would be a part of it, and another data set's would not be looked at."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+        raise TypeError("data of a Chunked problem are read unit by unit: compile problem.unit(i), not the whole")
 
 
 def refuse_chunks(problem: Any, what: str) -> None:

@@ -58,6 +58,26 @@ def prepare(
                 f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the "
                 "arrays inside it with the dtype of x"
             )
+    check_declared(problem, theta)
+    return problem, theta, x0
+
+
+def _chunks(problem, theta, x0, levels):
+    """By the first unit, the others where they are made. There is no x: each starts from its own guess."""
+    if x0 is not None:
+        raise ValueError("the units of a Chunked problem start from their own `guess`: leave x0 out")
+    first, theta, _ = prepare(problem.first, theta, None, levels)
+    known = jax.eval_shape(first.constants, theta)
+    if known.mu is None or known.L is None:
+        raise ValueError(
+            f"{type(first).__name__}.constants declares no {'mu' if known.mu is None else 'L'}, and of Chunked units "
+            "none is estimated: declare mu and L, or solve them as one problem"
+        )
+    return eqx.tree_at(lambda problem: problem.first, problem, first), theta, ()
+
+
+def check_declared(problem: AbstractProblem, theta: Vector) -> None:
+    """Raises ValueError for constants that nothing can be certified by."""
     mu, thinnest = _declared(problem, theta)
     if mu is None and thinnest is not None:
         raise ValueError(
@@ -73,15 +93,6 @@ def prepare(
             f"{type(problem).__name__}.constants declares mu = {float(mu):g} at theta0, but the lower level must be "
             "strongly convex: give a positive lower bound of the curvature, or None to have it estimated"
         )
-    return problem, theta, x0
-
-
-def _chunks(problem, theta, x0, levels):
-    """By the first unit, the others where they are made. There is no x: each starts from its own guess."""
-    if x0 is not None:
-        raise ValueError("the units of a Chunked problem start from their own `guess`: leave x0 out")
-    first, theta, _ = prepare(problem.first, theta, None, levels)
-    return eqx.tree_at(lambda problem: problem.first, problem, first), theta, ()
 
 
 def uniform(problem: AbstractProblem, dtype: np.dtype) -> AbstractProblem:

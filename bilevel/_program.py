@@ -30,12 +30,13 @@ with jax.ensure_compile_time_eval():  # whoever imports this may be tracing
 def program(function: Callable, few: int = FEW) -> Callable:
     """`function`, compiled as `equinox.filter_jit` does, at the highest precision; `.lower(*args)` shows it. `few`: of
     so many numbers it is compiled quickly; 0 for what is called very often."""
-    thorough, quick = eqx.filter_jit(function), eqx.filter_jit(function, compiler_options=QUICKLY)
+    thorough = eqx.filter_jit(function)
+    quick = functools.cache(lambda: eqx.filter_jit(function, compiler_options=quickly()))
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         with jax.default_matmul_precision("highest"):
-            return (quick if few and small(args, kwargs, few=few) and _understood() else thorough)(*args, **kwargs)
+            return (quick() if few and small(args, kwargs, few=few) else thorough)(*args, **kwargs)
 
     @functools.wraps(function)
     def lower(*args, **kwargs):
@@ -55,10 +56,14 @@ def small(*arguments, few: int = FEW) -> bool:
 
 
 @functools.cache
-def _understood() -> bool:
-    """Whether this XLA knows these options; they are its own, and come and go with its versions."""
+def quickly() -> dict[str, bool | int]:
+    """Of these options those that this XLA knows; they are its own, and come and go with its versions."""
+    return {name: value for name, value in QUICKLY.items() if _understood(name, value)}
+
+
+def _understood(name: str, value: bool | int) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=QUICKLY)()
+        jax.jit(lambda: 0, compiler_options={name: value})()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -107,6 +107,8 @@ def tried() -> str:
     if not kept.exists():
         return ""
     found = json.loads(kept.read_text(encoding="utf-8"))
+    if not found:
+        return ""
     lines = [f"| seconds, imports and compiling included | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for name in next(iter(found.values())):
         seconds = " | ".join(f"{one[name]['wall']:.0f}" for one in found.values())

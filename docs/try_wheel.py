@@ -93,5 +93,7 @@ def tried(wheel: Path, python: str) -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     wheel, *pythons = sys.argv[1:]
+    if not pythons:
+        raise SystemExit("none of these Pythons is here: name some, PYTHONS='python3.12 python3.13'")
     found = {version(python): tried(Path(wheel).resolve(), python) for python in pythons}
     (HERE / "tried.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from bilevel import _program, problems
 from bilevel._outer.programs import Meter
 from bilevel._program import FEW, program, small
 from bilevel.problems.quadratic import uniform_data
+from bilevel.stn.compiled import compiled
 
 
 @program
@@ -39,17 +40,19 @@ def test_inside_another_program_it_is_a_part_of_that():
 
 
 def test_options_that_an_xla_does_not_know_are_left_out(monkeypatch):
-    unknown = {"xla_no_such_option": True}
-    monkeypatch.setattr(_program, "QUICKLY", unknown)
-    _program._understood.cache_clear()
+    """Also where a program is compiled by hand, as those of `stn` are."""
+    monkeypatch.setattr(_program, "QUICKLY", {"xla_no_such_option": True, "xla_backend_optimization_level": 0})
+    _program.quickly.cache_clear()
 
     @program
     def product(x):
         return x @ x
 
     assert product(jnp.arange(3.0)) == 5
-    assert not _program._understood()
-    _program._understood.cache_clear()
+    assert _program.quickly() == {"xla_backend_optimization_level": 0}
+    x = jnp.arange(3.0)
+    assert compiled(jax.jit(lambda x: x @ x).trace(x), x)(x) == 5
+    _program.quickly.cache_clear()
 
 
 def test_at_most_six_reads_an_outer_step(monkeypatch):

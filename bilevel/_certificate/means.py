@@ -10,6 +10,7 @@ rounding is left is in the bounds.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -52,9 +53,14 @@ class Means:
         """The root of the sum of squares."""
         return math.hypot(*self[name]) if np.isfinite(self[name]).all() else float(np.max(np.abs(self[name])))
 
-    def cost(self, name: str) -> int:
-        """The mean, rounded up."""
-        return -(-int(self[name].sum(dtype=np.int64)) // self.count)
+    def cost(self, *names: str) -> int:
+        """The mean of all these together, rounded up."""
+        return -(-sum(int(self[name].sum(dtype=np.int64)) for name in names) // self.count)
+
+    def spent(self, names: tuple[str, ...]) -> list[int]:
+        """The mean cost by kind, rounded so that their sum is the mean of all rounded up: no budget is exceeded."""
+        so_far = [self.cost(*names[:k]) for k in range(len(names) + 1)]
+        return [after - before for before, after in itertools.pairwise(so_far)]
 
 
 def total(column: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from .._certificate.means import point as point_of
 from .._certificate.units import Told
 from .._certificate.value import Point
 from .._chunked import Chunked, Kept
-from .._inputs import uniform
+from .._inputs import check_declared, uniform
 from .._linalg.vectors import Vector
 from .._problem import AbstractProblem
 from .._program import FEW, program
@@ -64,6 +64,8 @@ class ChunkedMeter(Meter):
         by = self.base[1].q if correction else None
 
         def run(i, unit):
+            if self.base[0] is None:  # as every problem's are before the first solve
+                check_declared(unit, theta)
             x = unit.guess(theta) if from_x is None else part(from_x, i)
             return self._call(
                 self.programs[0], unit, self.solver, theta, x, None if by is None else part(by, i), share, allowed, seed
@@ -158,8 +160,8 @@ class ChunkedMeter(Meter):
 
     def counted(self, told: list[Told]) -> Means:
         means = Means(told)
-        spent = {name: getattr(self.counts, name) + means.cost(name) for name in self.counts._fields}
-        self.counts = type(self.counts)(**spent)
+        spent = means.spent(self.counts._fields)
+        self.counts = type(self.counts)(*(old + new for old, new in zip(self.counts, spent, strict=True)))
         return means
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._program import QUICKLY, small
+from .._program import quickly, small
 
 KEPT = 8  # programs: an epoch's may take megabytes
 _programs: OrderedDict[Any, Any] = OrderedDict()
@@ -24,7 +24,7 @@ def compiled(traced: jax.stages.Traced, *arguments: Any) -> jax.stages.Compiled:
     layout = str([getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)])
     key = text(traced), traced.in_tree, traced.out_tree, layout, jax.config.jax_enable_x64
     if key not in _programs:
-        _programs[key] = traced.lower().compile(QUICKLY if small(arguments) else None)
+        _programs[key] = traced.lower().compile(quickly() if small(arguments) else None)
         if len(_programs) > KEPT:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
