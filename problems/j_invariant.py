@@ -37,7 +37,8 @@ class JInvariant(Restoration):
 
     x is (masks n, ...). Denoise with what was learnt as ever, `Restoration(None, noisy, regulariser)`: what is learnt
     foretells pixels that it has not seen, and need not be the best for pixels that it has. Raises TypeError for dtypes
-    and ValueError for shapes and values, lists of images among them.
+    and ValueError for shapes and values, lists of images among them. In `bilevel.Chunked` give each unit a seed of its
+    own: `Chunked(lambda y, k: JInvariant(y, R, masks=1, seed=k[0]), noisy, range(len(noisy)))`.
     """
 
     noisy: Images

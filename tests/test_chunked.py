@@ -1,5 +1,7 @@
 """Many units, one after the other: what the whole problem gives, certified; the same bits whatever a chunk holds."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import bilevel
 from bilevel import RESULTS, Chunked
 from bilevel._certificate import units
 from bilevel._certificate.means import Means, Sum, total
+from bilevel._certificate.units import POINT
 from bilevel.problems import ExactTotalVariation, LinearRegression, TotalVariation
 
 N, SIDE = 6, 8
@@ -148,6 +151,33 @@ def test_a_cost_is_of_all_units():
     told = [units.Told(jnp.ones(8), jnp.asarray(c, jnp.int32), "proven") for c in counts]
     means = Means(told)
     assert [means.cost(name) for name in ("lower_gradients", "hessian_products", "cross_products")] == [4, 1, 1]
+
+
+def test_a_mean_cost_is_rounded_once():
+    """Kinds rounded each by itself would count 151 of an allowance of 150."""
+
+    def told(*counts):
+        return units.Told(jnp.zeros(len(POINT)), jnp.asarray([*counts, 0, 0], jnp.int32), "proven")
+
+    names = ("lower_gradients", "hessian_products", "cross_products")
+    means = Means([told(100, 50, 0), told(101, 49, 0)])
+    assert means.spent(names) == [101, 49, 0]
+    assert sum(Means([told(1, 1, 1), told(0, 0, 0), told(0, 0, 1)]).spent(names)) == 2
+
+
+class Loose(TotalVariation):
+    """mu is not declared."""
+
+    def constants(self, theta):
+        return dataclasses.replace(super().constants(theta), mu=None)
+
+
+def test_what_is_not_declared_is_refused():
+    problem = Chunked(Loose, CLEAN, NOISY)
+    with pytest.raises(ValueError, match="declares no mu, and of Chunked units none is estimated"):
+        bilevel.solve(problem, THETA, progress=False)
+    with pytest.raises(TypeError, match="compile problem"):
+        jax.jit(lambda theta: Chunked(TotalVariation, CLEAN, NOISY).upper(list(NOISY), theta))(THETA)
 
 
 def test_sums_are_exact_but_for_one_rounding():
