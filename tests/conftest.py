@@ -125,6 +125,17 @@ LONG = (
     "test_precision.py::test_the_certificate_holds_above_and_below_the_floor_of_float32[robust-declared2-Mixed",
     "test_attack.py::test_no_certificate_is_violated[descents, least squares, small g, box]",
     "test_certificates.py::test_no_bound_is_violated[draw3-float64-solver3-200-dense]",
+    "test_stn_tune.py::test_digits[stn]",
+    "test_certificates.py::test_no_bound_is_violated[random_quadratic-float32-solver2-2400-closed_form]",
+    "test_restoration.py::test_derivatives_are_those_of_differences[identity-weak ridge]",
+    "test_stn_tune.py::test_who_shares_a_draw[example-1]",
+    "test_logistic.py::test_no_bound_is_violated[(4, 1)]",
+    "test_attack.py::test_no_certificate_is_violated[logistic at mean 100: a penalty a feature: float32, LBFGS]",
+    "test_hypergradient.py::test_hypergradient_counts_real_calls[mu-NewtonCG]",
+    "test_goal_oriented.py::test_the_estimate_is_the_error_to_a_few_per_cent[nested]",
+    "test_checkpoint.py::test_resume_with_larger_budgets_equals_the_long_run[maid-longer2]",
+    "test_readme.py::test_an_example[networks]",
+    "test_readme.py::test_an_example[devices]",
 )
 
 
