@@ -116,8 +116,8 @@ growth: $(READY)  ## seconds, cost and memory against images, pixels, hyperparam
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)
 
-gallery: $(DOCS)  ## run the examples of the gallery that changed, two minutes; SMOKE=1: with few steps
-	$(BIN)/python docs/run_gallery.py
+gallery: $(DOCS)  ## run the examples of the gallery that changed, minutes; SMOKE=1: with few steps; EXAMPLES="lasso mri": these
+	$(BIN)/python docs/run_gallery.py $(EXAMPLES)
 
 docs: gallery  ## build the site, into site/, with the gallery; warnings are errors
 	cd docs && NO_MKDOCS_2_WARNING=1 ../$(BIN)/python -m mkdocs build --strict --quiet

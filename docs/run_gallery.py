@@ -4,7 +4,7 @@
 
 Each runs as it stands, in an empty folder, warnings being errors; one that is as it was when it last ran, and the
 package too, does not run again. With SMOKE=1 a run of the package ends after two steps or epochs: does it run, does it
-draw? What is kept is in docs/made, which git ignores.
+draw? What is kept is in docs/made, which git ignores. With names the others keep what they have, or a blank.
 """
 
 import contextlib
@@ -68,6 +68,14 @@ def run(path: Path) -> dict:
     return {"printed": printed.getvalue(), "wall": wall, "cpu": cpu}
 
 
+def blank(path: Path) -> None:
+    """In place of an example that was not among those named and has never run, so that the site has its page."""
+    for end in ("", "_small"):
+        Image.new("RGB", (480, 320), "lightgrey").save(MADE / f"{path.stem}{end}.png")
+    found = {"key": "", "printed": "This site was built with a part of the gallery.", "wall": 0.0, "cpu": 0.0}
+    (MADE / f"{path.stem}.json").write_text(json.dumps(found))
+
+
 def main(names: list[str]) -> None:
     MADE.mkdir(exist_ok=True)
     plt.show = lambda: None  # the figure is saved instead
@@ -87,6 +95,9 @@ def main(names: list[str]) -> None:
         found = run(path)
         kept.write_text(json.dumps({"key": key, **found}))
         print(f"{path.parent.name}/{path.stem}: {found['cpu']:.1f} CPU s, {found['wall']:.1f} s", flush=True)
+    for path in sorted((HERE / "gallery").glob("*/*.py")):
+        if not (MADE / f"{path.stem}.json").exists():
+            blank(path)
 
 
 if __name__ == "__main__":
