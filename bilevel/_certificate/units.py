@@ -2,7 +2,6 @@
 it alone, in one program. `means` puts them together.
 """
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -77,8 +76,6 @@ def differentiate(
     point = (value.sharpen if sharp else value.enclose)(problem, theta, lower)
     left = max_cost - rest - lower.lower_gradients - lower.hessian_products
     out = gradients.differentiate(problem, theta, point.lower, like(q0, x0), delta, left, seed)
-    if problem.constants(theta).mu is None:  # an estimate, that conjugate gradients may contradict
-        point = value.enclose(problem, theta, dataclasses.replace(point.lower, mu=out.mu, error=out.eps))
     if correction:
         point = value.correct(problem, theta, point, out.q)
     products = correction + local[0] + out.hessian_products
