@@ -31,6 +31,7 @@ def prepare(
     """
     if not isinstance(problem, AbstractProblem):
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
+    _untraced(problem, theta, x0)
     if isinstance(problem, Chunked):
         return _chunks(problem, theta, x0, levels)
     dtype = _data_dtype(problem, x0)
@@ -74,6 +75,16 @@ def _chunks(problem, theta, x0, levels):
             "none is estimated: declare mu and L, or solve them as one problem"
         )
     return eqx.tree_at(lambda problem: problem.first, problem, first), theta, ()
+
+
+def _untraced(problem, theta, x0):
+    """Raises TypeError under jit, vmap or grad: how long a solve runs, and whether it may say so, depends on values."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, theta, x0))):
+        raise TypeError(
+            "theta or the problem's data are traced by jit, vmap or grad, but a solve that certifies itself stops "
+            "where measured values say so: call this outside of them, or use bilevel.objective(problem, eps=...), a function "
+            "of theta that works under all three"
+        )
 
 
 def check_declared(problem: AbstractProblem, theta: Vector) -> None:

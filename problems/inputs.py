@@ -66,17 +66,19 @@ def stack(name: str, shape: tuple[int, ...]) -> None:
             grey = f", or one grey image, ({written}[..., :3] @ [0.299, 0.587, 0.114])[None]: a third of the work"
         raise ValueError(
             f"{name} has shape {shape}: a picture with its {width} channels last would be read as {n} images of "
-            f"{height} x {width}. Pass the channels as grey images, np.moveaxis({written}, -1, 0): they share theta, "
-            f"and nothing ties them to each other{grey}. (Images that are {width} pixels wide: "
-            f"{written}.swapaxes(1, 2).)"
+            f"{height} x {width}. For colour pass {written}[None] to problems.Restoration(clean, noisy, "
+            f"problems.TV()), whose root ties the channels, or the channels as grey images, np.moveaxis({written}, -1, 0){grey}. "
+            f"(Images that are {width} pixels wide: {written}.swapaxes(1, 2).)"
         )
     if len(shape) == 2:
         remedy = f": pass {written}[None] for one image"
     elif len(shape) == 4:
         last = channels_last(shape)
         front = f"np.moveaxis({written}, -1, 1)" if last else written
-        remedy = ": pass the channels as grey images, {}.reshape(-1, {}, {})".format(
-            front, *(shape[1:3] if last else shape[2:])
+        remedy = ": pass the channels as grey images, {}.reshape(-1, {}, {}){}".format(
+            front,
+            *(shape[1:3] if last else shape[2:]),
+            ", or colour to problems.Restoration(clean, noisy, problems.TV())" if last else "",
         )
     else:
         remedy = ""

@@ -273,6 +273,26 @@ def test_a_derivative_in_the_data_is_an_error(call):
         call(RIDGE.b, THETA)
 
 
+TRACED = {
+    "jit": lambda f, theta: jax.jit(f)(theta),
+    "vmap": lambda f, theta: jax.vmap(f)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), theta)),
+    "grad": lambda f, theta: jax.grad(f)(theta),
+}
+
+
+@pytest.mark.parametrize("transform", TRACED)
+def test_what_certifies_itself_names_the_objective_where_it_is_traced(transform):
+    theta = {"t": jnp.asarray(0.0), "s": jnp.zeros(2)}
+    for call in (
+        lambda theta: bilevel.solve(RIDGE, theta).value,
+        lambda theta: bilevel.hypergradient(RIDGE, theta, eps=EPS, delta=DELTA).value,
+        lambda theta: bilevel.solve_lower(RIDGE, theta, eps=EPS).error,
+        lambda theta: jnp.asarray(bilevel.check_problem(RIDGE, theta)),
+    ):
+        with pytest.raises(TypeError, match=r"traced by jit, vmap or grad.*bilevel\.objective"):
+            TRACED[transform](call, theta)
+
+
 def test_data_may_be_traced():
     """Arguments of what is jitted, or one problem a lane."""
     b = jnp.stack([RIDGE.b, RIDGE.b + 1, 2 * RIDGE.b])
