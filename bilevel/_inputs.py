@@ -82,8 +82,8 @@ def _untraced(problem, theta, x0):
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, theta, x0))):
         raise TypeError(
             "theta or the problem's data are traced by jit, vmap or grad, but a solve that certifies itself stops "
-            "where measured values say so: call this outside of them, or use bilevel.objective(problem, eps=...), a function "
-            "of theta that works under all three"
+            "where measured values say so: call this outside of them, or use bilevel.objective(problem, eps=...), a "
+            "function of theta that works under all three"
         )
 
 

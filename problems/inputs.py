@@ -67,8 +67,8 @@ def stack(name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"{name} has shape {shape}: a picture with its {width} channels last would be read as {n} images of "
             f"{height} x {width}. For colour pass {written}[None] to problems.Restoration(clean, noisy, "
-            f"problems.TV()), whose root ties the channels, or the channels as grey images, np.moveaxis({written}, -1, 0){grey}. "
-            f"(Images that are {width} pixels wide: {written}.swapaxes(1, 2).)"
+            f"problems.TV()), whose root ties the channels, or the channels as grey images, "
+            f"np.moveaxis({written}, -1, 0){grey}. (Images that are {width} pixels wide: {written}.swapaxes(1, 2).)"
         )
     if len(shape) == 2:
         remedy = f": pass {written}[None] for one image"
