@@ -35,7 +35,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth gallery docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics scale clean
+.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth gallery tables docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics scale clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -119,7 +119,11 @@ responses: $(READY)  ## what best responses of the lower level are worth, beside
 gallery: $(DOCS)  ## run the examples of the gallery that changed, minutes; SMOKE=1: with few steps; EXAMPLES="lasso mri": these
 	$(BIN)/python docs/run_gallery.py $(EXAMPLES)
 
-docs: gallery  ## build the site, into site/, with the gallery; warnings are errors
+tables: $(READY)  ## write the tables of the pages about experiments anew, from the logs
+	$(BIN)/python docs/tables.py
+
+docs: gallery  ## build the site, into site/, with the gallery; warnings are errors, and tables that no log has
+	$(BIN)/python docs/tables.py --check
 	cd docs && NO_MKDOCS_2_WARNING=1 ../$(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python docs/check_site.py site
 

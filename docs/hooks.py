@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+from tables import LOGS, folded
 
 import bilevel
 from bilevel import problems, stn
@@ -29,6 +30,8 @@ def on_files(files, config):
     """Pages and figures that lie elsewhere in the checkout."""
     for figure in sorted((ROOT / "experiments" / "figures").glob("*.png")):
         files.append(File.generated(config, f"figures/{figure.name}", abs_src_path=str(figure)))
+    for log in sorted(LOGS.glob("*.jsonl")):
+        files.append(File.generated(config, f"logs/{log.name}", abs_src_path=str(log)))
     examples = sorted(HERE.glob("extend_*.py"))
     for path in examples:
         files.append(File.generated(config, f"extending/{path.stem}.md", content=example(path)))
@@ -48,8 +51,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links that work in the checkout, made to work on the site."""
+    """Long tables folded; links that work in the checkout, made to work on the site."""
     up = "../" * page.file.src_uri.count("/")
+    try:
+        markdown = folded(markdown, f"{up}logs")
+    except ValueError as error:
+        raise PluginError(f"{page.file.src_uri}: {error}") from error
     markdown = re.sub(r"\]\((?:\.\./)+experiments/figures/", f"]({up}figures/", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+(extend_\w+)\.py\)", rf"]({up}extending/\1.md)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+gallery/\w+/(\w+)\.py\)", rf"]({up}gallery/\1.md)", markdown)

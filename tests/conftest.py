@@ -78,6 +78,8 @@ LONG = (
     "test_descent.py::test_max_cost_is_never_exceeded_and_the_last_accepted_point_returned[method0]",
     "test_check.py::test_a_metric_that_is_too_heavy_is_caught",
     "test_docs.py::test_a_page_runs_with_few_steps_and_prints_its_table[extend_operator]",
+    "test_docs.py::test_a_page_runs_with_few_steps_and_prints_its_table[extend_regulariser]",
+    "test_docs.py::test_a_page_runs_with_few_steps_and_prints_its_table[extend_hyperparameter]",
     "test_foe.py::test_filters_less_their_means_keep_the_bounds[valid]",
     "test_foe.py::test_no_certificate_is_violated[all, even, reflect]",
     "test_foe.py::test_no_certificate_is_violated[logs]",

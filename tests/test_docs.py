@@ -72,7 +72,7 @@ def test_an_example_of_the_gallery_is_short_and_opens_with_its_equation(path):
 
 
 def test_there_are_enough_pages_and_what_is_private_is_seen():
-    assert len(PAGES) == 6 and len(GALLERY) >= 14 and len({path.stem for path in GALLERY}) == len(GALLERY)
+    assert len(PAGES) == 8 and len(GALLERY) >= 14 and len({path.stem for path in GALLERY}) == len(GALLERY)
     for source in (
         "from bilevel._outer.step import Method",
         "import scipy",
