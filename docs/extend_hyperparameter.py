@@ -2,7 +2,7 @@
 
     value = log(1 + e^u),      u = log(e^value - 1);          min over u of the validation loss at w(u)
 
-Near zero e^u, as `stn.Positive`, far above it u. It tunes the weight decay of a linear model, whose best is known.
+Near zero e^u, far above it u. It tunes the weight decay of a linear model, whose best is known.
 """
 
 import os
@@ -32,8 +32,8 @@ class Softplus(stn.AbstractHyperparameter):
 
 
 rng, n, d = np.random.default_rng(2), 40, 30
-w, A, V = 0.4 * rng.normal(size=d), rng.normal(size=(n, d)), rng.normal(size=(1000, d))
-b, v = (X @ w + 1.5 * rng.normal(size=len(X)) for X in (A, V))
+w, A, V = (rng.normal(size=size) for size in (d, (n, d), (1000, d)))
+b, v = (0.4 * X @ w + 1.5 * rng.normal(size=len(X)) for X in (A, V))
 losses = [np.mean((V @ np.linalg.solve(A.T @ A / n + 2 * t * np.eye(d), A.T @ b / n) - v) ** 2) / 2 for t in GRID]
 train, valid = ((np.float32(X), np.float32(y)) for X, y in ((A, b), (V, v)))
 
@@ -46,15 +46,16 @@ def penalised(model, batch, hyper, key):
     return loss(model, batch) + hyper["decay"] * stn.squared_norm(model)
 
 
-print(f"best decay {GRID[np.argmin(losses)]:.3f}, loss {min(losses):.4f}")
-linear, method = eqx.nn.Linear(d, 1, use_bias=False, key=key), stn.delta_stn(optax.adam(1e-2), hyper=optax.adam(3e-2))
-options = dict(key=key, epochs=2 if FEW else 2000, batch_size=n, progress=False)
+best = GRID[np.argmin(losses)]
+print(f"{'':20}{'steps':>5}{'decay':>8}{'loss':>9}\n{'solved':19}{len(GRID):6}{best:8.3f}{min(losses):9.4f}")
+linear, adam = eqx.nn.Linear(d, 1, use_bias=False, key=key), optax.adam
+options = dict(method=stn.delta_stn(adam(1e-2), hyper=adam(3e-2)), key=key, epochs=2 if FEW else 2000, batch_size=n)
 for kind, start in ((Softplus, 0.01), (Softplus, 5.0), (stn.Positive, 0.01), (stn.Positive, 5.0)):
     model = stn.convert(linear, space := stn.Space(decay=kind(start)), key=key)
-    run = stn.tune(model, space, penalised, loss, train, valid, method, **options)
-    decay, found = (run.history[name] for name in ("decay", "valid_loss"))
-    print(f"{kind.__name__:9} from {start:<5}{decay[-1]:7.3f}, loss {found[-1]:.4f}")
+    run = stn.tune(model, space, penalised, loss, train, valid, **options)
+    decay, found = run.history["decay"], run.history["valid_loss"][-1]
+    print(f"{kind.__name__:9} from {start:<4}{len(decay):6}{decay[-1]:8.3f}{found:9.4f}")
     plt.semilogy(decay, label=f"{kind.__name__} from {start}")
-plt.axhline(GRID[np.argmin(losses)], color="k", lw=0.8, label="best")
+plt.axhline(best, color="k", lw=0.8, label="best")
 plt.legend(title="weight decay, by steps")
 FEW or plt.savefig(f"{here}/figures/extend_hyperparameter.png", dpi=90)
