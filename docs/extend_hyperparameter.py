@@ -46,9 +46,8 @@ def penalised(model, batch, hyper, key):
     return loss(model, batch) + hyper["decay"] * stn.squared_norm(model)
 
 
-best = GRID[np.argmin(losses)]
+best, linear, adam = GRID[np.argmin(losses)], eqx.nn.Linear(d, 1, use_bias=False, key=key), optax.adam
 print(f"{'':20}{'steps':>5}{'decay':>8}{'loss':>9}\n{'solved':19}{len(GRID):6}{best:8.3f}{min(losses):9.4f}")
-linear, adam = eqx.nn.Linear(d, 1, use_bias=False, key=key), optax.adam
 options = dict(method=stn.delta_stn(adam(1e-2), hyper=adam(3e-2)), key=key, epochs=2 if FEW else 2000, batch_size=n)
 for kind, start in ((Softplus, 0.01), (Softplus, 5.0), (stn.Positive, 0.01), (stn.Positive, 5.0)):
     model = stn.convert(linear, space := stn.Space(decay=kind(start)), key=key)
