@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 from tables import LOGS, folded
 
 import bilevel
-from bilevel import problems, stn
+from bilevel import estimators, problems, stn
 
 INDEX = "index.md"
 HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def on_files(files, config):
         files.append(File.generated(config, f"gallery/{path.name}", abs_src_path=str(path)))
     files.append(File.generated(config, f"gallery/{INDEX}", content=thumbnails()))
     files.append(File.generated(config, f"experiments/{INDEX}", content=experiments()))
-    for name, module in {"bilevel": bilevel, "problems": problems, "stn": stn}.items():
+    for name, module in {"bilevel": bilevel, "problems": problems, "estimators": estimators, "stn": stn}.items():
         files.append(File.generated(config, f"api/{name}.md", content=reference(name, module)))
     return files
 
