@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from .families import AbstractFamily, Losses, Scores
-from .gram import fold_grams, ridge_inverse, weighted_norm
+from .fold_inverse import fold_inverse
+from .gram import fold_grams, ridge_inverse, slack, weighted_norm
 from .rows import AbstractRows, Scalar, Weights
 from .sparse import Features, times
+
+EXACT = 2**24  # numbers in the folds' n x n systems: up to so many each fold is inverted by itself
 
 
 class FoldData(NamedTuple):
@@ -126,12 +129,22 @@ class FoldRows(AbstractFoldRows):
         return jnp.einsum("n,np->p", jnp.mean(self.weights, axis=0), self.A**2, precision="highest")
 
     def inverse(self, penalty, columns):
-        mean = jnp.sqrt(len(self.A) * jnp.mean(self.weights, axis=0))[:, None] * self.A
         shared = penalty.ndim == 0 or penalty.shape[1] == 1
+        if self.largest is None and shared and self.weights.size * len(self.A) <= EXACT:
+            return self._of_each_fold(jnp.broadcast_to(jnp.ravel(penalty), self.A.shape[1]))
+        mean = jnp.sqrt(len(self.A) * jnp.mean(self.weights, axis=0))[:, None] * self.A
         P = ridge_inverse(mean, self.gram, jnp.trace(self.gram), self.curvature, penalty, 1 if shared else columns)
         if shared:  # one factor for all columns
             P = jax.vmap(lambda r, P=P: P(r[:, None])[:, 0], 1, 1)
         return lambda r: jax.vmap(P)(r) if r.ndim == 3 else P(r)
+
+    def _of_each_fold(self, D):
+        """The inverses of t G_k + diag(D); D is lifted to where this dtype takes them for positive definite."""
+        D = jnp.maximum(D, self.curvature * self.norm * slack(self.A))
+        P = fold_inverse(
+            self.A, self.weights, self.fixed, self.means, self.curvature, D, lambda x: self._linear(x, 0.0)
+        )
+        return lambda r: P(r) if r.ndim == 3 else P(r[None])[0]
 
 
 def unpenalised(

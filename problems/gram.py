@@ -27,7 +27,7 @@ def gram(A: Features) -> tuple[Small, Scalar]:
     product = _matmul(A, A.T) if _wide(A) else _matmul(A.T, A)
     product = product / A.shape[0]
     largest = jnp.maximum(jnp.linalg.eigvalsh(product)[-1], 0)
-    return product, largest * (1 + _slack(A))
+    return product, largest * (1 + slack(A))
 
 
 def fold_grams(
@@ -58,7 +58,7 @@ def _fold_grams(A, weights, fixed, means, wide):
     if wide:
         rows = jnp.sqrt(jnp.mean(weights, axis=0))[:, None] * A
         total = _matmul(rows, rows.T)
-    return None if wide else size, total, norm * (1 + _slack(A)), lengths
+    return None if wide else size, total, norm * (1 + slack(A)), lengths
 
 
 def weighted_norm(A: Features, small: Small, norm: Scalar, W: Columns, classes: int, iterations: int = 20) -> Scalar:
@@ -93,7 +93,7 @@ def weighted_norm(A: Features, small: Small, norm: Scalar, W: Columns, classes: 
     lowest = float(jnp.finfo(A.dtype).tiny) ** 0.5
     s = lax.fori_loop(0, iterations, step, start)
     ratio = jnp.max(product(s) / s, axis=0)
-    return jnp.minimum(norm, (1 + 2 * _slack(A)) * jnp.max(ratio))
+    return jnp.minimum(norm, (1 + 2 * slack(A)) * jnp.max(ratio))
 
 
 def ridge_inverse(
@@ -103,7 +103,7 @@ def ridge_inverse(
 
     D is lifted to w ||G|| times p roundings, below which the system would not be positive definite in this dtype.
     """
-    D = jnp.maximum(D, w * norm * _slack(A))
+    D = jnp.maximum(D, w * norm * slack(A))
     if not _wide(A):
         columns = jnp.broadcast_to(D, (A.shape[1], classes)).T
         factors = jnp.linalg.cholesky((w * small)[None] + jax.vmap(jnp.diag)(columns))
@@ -126,7 +126,8 @@ def _wide(A):
     return A.shape[1] > A.shape[0]
 
 
-def _slack(A):
+def slack(A: Features) -> float:
+    """What rounding can hide of an eigenvalue of G, relative to the largest."""
     return 4 * A.shape[1] * float(jnp.finfo(A.dtype).eps)
 
 

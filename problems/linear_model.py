@@ -166,7 +166,7 @@ class LinearModel(AbstractProblem):
     def preconditioner(self, x: Weights, theta: Theta) -> Callable[[Weights], Weights]:
         """P^{-1} for P of two levels: t G + diag(e^theta_c) for each column c, t the family's typical curvature, and,
         for classes, sum_c e^theta_c where all of them shift alike, which H itself sees through the penalties alone. It
-        does not depend on x, nor on the fold."""
+        does not depend on x, nor, but where there are more features than rows, on the fold."""
         penalty = self._penalty(theta)
         inverse = self.train.inverse(penalty, self.shape[-1])
         if not isinstance(self.family, Multinomial):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bilevel import problems
 from bilevel.problems.gram import gram, ridge_inverse, weighted_norm
 
 CLASSES = 3
@@ -118,3 +119,21 @@ def test_nothing_has_features_times_features_entries():
             assert "50,50]" not in str(program) and "4,4]" in str(program)
     tall = jax.make_jaxpr(norms)(jnp.ones((60, 50)), np.ones((50, 1)))
     assert "50,50]" in str(tall)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_least_squares_of_more_features_than_rows_is_inverted_fold_by_fold(intercept, spread):
+    """P_k^{-1} H_k v = v for every fold k, whatever the penalties are."""
+    rng = np.random.default_rng(1)
+    A, y = rng.standard_normal((12, 30)), rng.standard_normal(12)
+    problem = problems.LinearRegression(A, y, folds=3, intercept=intercept)
+    theta = jnp.asarray(spread * rng.standard_normal((30, 1)))
+    v = jnp.asarray(rng.standard_normal(problem.shape))
+
+    @jax.jit
+    def back(v):
+        Hv = jax.jvp(lambda x: jax.grad(problem.lower)(x, theta), (jnp.zeros_like(v),), (v,))[1]
+        return problem.preconditioner(v, theta)(Hv)
+
+    np.testing.assert_allclose(back(v), v, atol=1e-9)
