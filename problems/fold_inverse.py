@@ -27,19 +27,19 @@ def fold_inverse(
     centred: Callable[[Weights], Float[Array, "folds columns n"]],
 ) -> Callable[[Weights], Weights]:
     """r -> P_k^{-1} r_k for every fold k. `centred`: x -> x_k^T (a_i - M_k^T u_i), linear."""
-    root = jnp.sqrt(weights)
-    inner = _dot("np,mp->nm", A / D, A)
-    cross = _dot("np,kup->knu", A / D, means)
-    outer = _dot("nu,kum->knm", fixed, _dot("kup,kvp->kuv", means / D, means) @ fixed.T)
+    root, inverse = jnp.sqrt(weights), 1 / D
+    inner = _dot("np,mp->nm", A * inverse[None], A)[None]
+    cross = _dot("np,kup->knu", A * inverse[None], means)
+    outer = _dot("nu,kuv,mv->knm", fixed, _dot("kup,kvp->kuv", means * inverse[None, None], means), fixed)
     mixed = _dot("knu,mu->knm", cross, fixed)
     S = root[:, :, None] * (inner + outer - mixed - mixed.mT) * root[:, None, :]
-    factors = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype) + t * S)
+    factors = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype)[None] + t * S)
 
     def apply(r):
-        s = r / D[:, None]
+        s = inverse[None, :, None] * r
         y, back = jax.vjp(centred, s)
         y = jax.vmap(lambda factor, y: jax.scipy.linalg.cho_solve((factor, True), y.T).T)(factors, root[:, None] * y)
-        return s - t * back(root[:, None] * y)[0] / D[:, None]
+        return s - t * inverse[None, :, None] * back(root[:, None] * y)[0]
 
     return apply
 
