@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jaxtyping import Array, Float
 
 from .._linalg.norms import dual_norm, norm
@@ -79,6 +80,7 @@ def learn(
         problem, np.full(shape, grid[best]), method, tol=goal, max_steps=max_steps, bounds=box, x0=xs[best],
         progress=False,
     )  # fmt: skip
+    del problem  # its features, before those of all rows
     mass = np.mean([table.weights[rows].sum() for rows, _ in table.splits])
     shrink = mass / table.weights.sum() if rescale else 1.0
     theta = np.round(solution.theta, DECIMALS)
@@ -133,7 +135,8 @@ def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array
 
 def _refit(make, table, groups, theta, x) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     A, y, w, _ = table
-    problem = make(A, y, A, y, weights=w, weights_valid=w, intercept=True, penalties=groups)
+    few = A if scipy.sparse.issparse(A) else A[:1]  # nobody asks for the loss of rows left out
+    problem = make(A, y, few, y[: few.shape[0]], weights=w, intercept=True, penalties=groups)
     if problem.held is not None:
         problem = eqx.tree_at(lambda problem: problem.held, problem, jnp.full_like(problem.held, HELD))
     return jax.device_get(_weights(problem, jnp.asarray(theta), jnp.asarray(x)))
