@@ -29,9 +29,7 @@ def prepare(
     retrace, and as float64 scalars they would widen float32 data. Where x lies on a mesh of devices a theta that does
     not is copied to all of them.
     """
-    if not isinstance(problem, AbstractProblem):
-        raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
-    _untraced(problem, theta, x0)
+    _usable(problem, theta, x0)
     if isinstance(problem, Chunked):
         return _chunks(problem, theta, x0, levels)
     dtype = _data_dtype(problem, x0)
@@ -77,8 +75,10 @@ def _chunks(problem, theta, x0, levels):
     return eqx.tree_at(lambda problem: problem.first, problem, first), theta, ()
 
 
-def _untraced(problem, theta, x0):
-    """Raises TypeError under jit, vmap or grad: how long a solve runs, and whether it may say so, depends on values."""
+def _usable(problem, theta, x0):
+    """Raises TypeError for what is no problem, and under jit, vmap or grad: how long a solve runs depends on values."""
+    if not isinstance(problem, AbstractProblem):
+        raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, theta, x0))):
         raise TypeError(
             "theta or the problem's data are traced by jit, vmap or grad, but a solve that certifies itself stops "
