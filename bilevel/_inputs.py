@@ -12,12 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._chunked import Chunked
+from ._leaves import data_dtype, describe, field, floating
 from ._linalg.sharding import replicate
 from ._linalg.vectors import Box, Vector
 from ._problem import AbstractProblem
 from ._program import program
-
-REAL = "hold its real and imaginary parts in two arrays, or in one with a last axis of 2"
 
 
 def prepare(
@@ -32,13 +31,13 @@ def prepare(
     _usable(problem, theta, x0)
     if isinstance(problem, Chunked):
         return _chunks(problem, theta, x0, levels)
-    dtype = _data_dtype(problem, x0)
+    dtype = data_dtype(problem, x0)
     problem = uniform(problem, dtype)
-    theta = _floating(theta, dtype, "theta0")
+    theta = floating(theta, dtype, "theta0")
     guessed = type(problem).guess is not AbstractProblem.guess
     if x0 is not None and guessed:
         same_shapes(x0, jax.eval_shape(problem.guess, theta), "x0", f"{type(problem).__name__}.guess")
-    x0 = _floating(problem.guess(theta) if x0 is None else x0, dtype, "x0")
+    x0 = floating(problem.guess(theta) if x0 is None else x0, dtype, "x0")
     theta = replicate(theta, x0)
 
     for name in levels:
@@ -47,7 +46,7 @@ def prepare(
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             kind = TypeError if isinstance(error, TypeError | AttributeError) else ValueError
             raise kind(
-                f"{type(problem).__name__}.{name}(x, theta) failed on x {_describe(x0)} and theta {_describe(theta)}: "
+                f"{type(problem).__name__}.{name}(x, theta) failed on x {describe(x0)} and theta {describe(theta)}: "
                 f"{error}\nDo x0 and theta0 have the structure and shapes that the problem expects?"
             ) from error
         if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
@@ -108,10 +107,10 @@ def check_declared(problem: AbstractProblem, theta: Vector) -> None:
 
 def uniform(problem: AbstractProblem, dtype: np.dtype) -> AbstractProblem:
     """The problem, its floats in arrays of that dtype, which its data must have."""
-    name, found = type(problem).__name__, _data_dtype(problem, None)
+    name, found = type(problem).__name__, data_dtype(problem, None)
     if found != dtype:
         raise TypeError(f"{name} has data of {found}, and others of the same run of {dtype}: convert them to one dtype")
-    return jax.tree.map(lambda leaf: _field(leaf, dtype, name), problem)
+    return jax.tree.map(lambda leaf: field(leaf, dtype, name), problem)
 
 
 @program  # a loop in a problem's constants would otherwise be compiled anew in every call
@@ -147,10 +146,10 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
         if isinstance(side, int | float):
             return jax.tree.map(lambda leaf: jnp.asarray(np.full(leaf.shape, side, leaf.dtype)), theta)
         if jax.tree.structure(side) != jax.tree.structure(theta):
-            raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {_describe(theta)}")
+            raise ValueError(f"{name} of bounds must be a number or have the structure of theta0, {describe(theta)}")
         odd = jax.tree.map(lambda value, leaf: np.shape(value) not in ((), leaf.shape), side, theta)
         if any(jax.tree.leaves(odd)):
-            raise ValueError(f"{name} of bounds must have the shapes of theta0, {_describe(theta)}")
+            raise ValueError(f"{name} of bounds must have the shapes of theta0, {describe(theta)}")
         return jax.tree.map(
             lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape), side, theta
         )
@@ -159,69 +158,3 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
     if not all(jax.tree.leaves(jax.tree.map(lambda a, t, b: bool(jnp.all((a <= t) & (t <= b))), lo, theta, hi))):
         raise ValueError("theta0 lies outside bounds=(lo, hi); start inside the box")
     return lo, hi
-
-
-def _data_dtype(problem, x0):
-    leaves = [v for v in jax.tree.leaves((problem, x0)) if isinstance(v, jax.Array | np.ndarray)]
-    dtypes = {np.dtype(v.dtype) for v in leaves if jnp.issubdtype(v.dtype, jnp.floating)}
-    if len(dtypes) > 1:
-        names = ", ".join(sorted(map(str, dtypes)))
-        raise TypeError(f"the data mix {names}: convert them to one dtype, as in array.astype(np.float64)")
-    dtype = dtypes.pop() if dtypes else np.dtype(jnp.result_type(float))
-    if dtype == np.float64 and not jax.config.jax_enable_x64:
-        raise TypeError(
-            'the data are float64 but JAX runs in 32 bits: call jax.config.update("jax_enable_x64", True) before any '
-            "other use of JAX, or convert the data with array.astype(np.float32)"
-        )
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"the data are {dtype}; convert them to float32 or float64")
-    return dtype
-
-
-def _field(leaf, dtype, name):
-    if isinstance(leaf, float):
-        return jnp.asarray(leaf, dtype)
-    if not isinstance(leaf, jax.Array | np.ndarray):
-        return leaf
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.asarray(leaf)
-    _reject(leaf, f"a field of {name}")
-    return jnp.asarray(leaf)
-
-
-def _floating(tree, dtype, name):
-    if not jax.tree.leaves(tree):
-        raise ValueError(f"{name} holds no arrays")
-
-    def convert(leaf):
-        kind = getattr(leaf, "dtype", None)
-        kind = np.asarray(leaf).dtype if kind is None else kind
-        if jnp.issubdtype(kind, jnp.complexfloating):
-            raise TypeError(f"{name} is complex, and derivatives are of real numbers: {REAL}")
-        if not jnp.issubdtype(kind, jnp.floating):
-            raise TypeError(f"{name} holds {kind}, but must hold floats: write -5.0 for -5, or {name}.astype(float)")
-        leaf = jnp.asarray(leaf, dtype)
-        _reject(leaf, name)
-        return leaf
-
-    return jax.tree.map(convert, tree)
-
-
-def _reject(leaf, name):
-    if leaf.size == 0:
-        raise ValueError(f"{name} has an empty array of shape {leaf.shape}: there is nothing to learn from")
-    if not finite(leaf):
-        raise ValueError(f"{name} holds NaN or infinite values: remove or replace them first")
-
-
-def finite(leaf: jax.Array | np.ndarray) -> bool:
-    """Whether all of it is; by NumPy where it lies on the host, since JAX would compile each operation by itself."""
-    if isinstance(leaf, np.ndarray):
-        return bool(np.isfinite(leaf).all())
-    if leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices()):
-        return all(bool(np.isfinite(np.asarray(shard.data)).all()) for shard in leaf.addressable_shards)
-    return bool(jnp.all(jnp.isfinite(leaf)))
-
-
-def _describe(tree):
-    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from . import _inputs as inputs
+from . import _leaves as leaves
 from ._certificate.gradient import differentiate
 from ._chunked import refuse_chunks
 from ._linalg.vectors import Scalar, Vector
@@ -63,10 +64,10 @@ def objective(
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
     refuse_kinks(problem, "bilevel.objective has a derivative")
     refuse_chunks(problem, "bilevel.objective is traced with all of its data")
-    name, dtype = type(problem).__name__, inputs._data_dtype(problem, None)
+    name, dtype = type(problem).__name__, leaves.data_dtype(problem, None)
 
     def field(leaf):  # what is traced has no values to check
-        return leaf if isinstance(leaf, jax.core.Tracer) else inputs._field(leaf, dtype, name)
+        return leaf if isinstance(leaf, jax.core.Tracer) else leaves.field(leaf, dtype, name)
 
     problem = jax.tree.map(field, problem)
 
@@ -80,7 +81,7 @@ def _cast(theta, dtype):
     def cast(leaf):
         kind = jnp.result_type(leaf)
         if jnp.issubdtype(kind, jnp.complexfloating):
-            raise TypeError(f"theta is complex, and derivatives are of real numbers: {inputs.REAL}")
+            raise TypeError(f"theta is complex, and derivatives are of real numbers: {leaves.REAL}")
         if not jnp.issubdtype(kind, jnp.floating):
             raise TypeError(f"theta holds {kind}, but must hold floats: write -5.0 for -5, or theta.astype(float)")
         return jnp.asarray(leaf, dtype)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from bilevel._inputs import finite
+from bilevel._leaves import finite
 
 CHANNELS = 4  # an axis behind two longer ones that is no longer than this holds channels, not pixels
 NUMBER = "number the classes from 0 over train and valid together, np.unique(labels, return_inverse=True)[1]"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from bilevel._inputs import finite
+from bilevel._leaves import finite
 
 from .inputs import NUMBER, dense, real
 from .penalties import AbstractPenalties, ByShape, Combined, Grouped

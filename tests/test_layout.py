@@ -26,6 +26,7 @@ LAYERS = [
         "_version",
         "_counts",
         "_inputs",
+        "_leaves",
         "_checkout",
         "_plot",
         "_bar",

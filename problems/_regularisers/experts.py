@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from bilevel import Bounds, Constants
-from bilevel._inputs import finite
+from bilevel._leaves import finite
 
 from ..filters import Filters
 from ..inputs import dense
