@@ -48,10 +48,10 @@ def penalised(model, batch, hyper, key):
 
 best, linear, adam = GRID[np.argmin(losses)], eqx.nn.Linear(d, 1, use_bias=False, key=key), optax.adam
 print(f"{'':20}{'steps':>5}{'decay':>8}{'loss':>9}\n{'solved':19}{len(GRID):6}{best:8.3f}{min(losses):9.4f}")
-options = dict(method=stn.delta_stn(adam(1e-2), hyper=adam(3e-2)), key=key, epochs=2 if FEW else 2000, batch_size=n)
+method, epochs = stn.delta_stn(adam(1e-2), hyper=adam(3e-2)), 2 if FEW else 2000
 for kind, start in ((Softplus, 0.01), (Softplus, 5.0), (stn.Positive, 0.01), (stn.Positive, 5.0)):
     model = stn.convert(linear, space := stn.Space(decay=kind(start)), key=key)
-    run = stn.tune(model, space, penalised, loss, train, valid, **options)
+    run = stn.tune(model, space, penalised, loss, train, valid, method, key=key, epochs=epochs, batch_size=n)
     decay, found = run.history["decay"], run.history["valid_loss"][-1]
     print(f"{kind.__name__:9} from {start:<4}{len(decay):6}{decay[-1]:8.3f}{found:9.4f}")
     plt.semilogy(decay, label=f"{kind.__name__} from {start}")

@@ -29,8 +29,7 @@ def log_of(module: str) -> str:
 
 def printed(module: str) -> str:
     """What the experiment prints from its log."""
-    from experiments._harness import record
-
+    record = importlib.import_module("experiments._harness.record")
     out, runs = io.StringIO(), record.ended(record.Log(LOGS / log_of(module), fresh=False))
     with contextlib.redirect_stdout(out):
         importlib.import_module(module).report(runs)
