@@ -39,7 +39,8 @@ class HypergradientSolution(eqx.Module):
 
     - `value`, `value_error`: |g(x) - f(theta)| <= value_error, in the units of g.
     - `gradient`, `gradient_error`: z shaped like theta, and omega >= ||z - grad f||.
-    - `x`, `error`: the lower-level solution and eps >= ||x - xhat||. - `q`, `residual`: the adjoint and delta.
+    - `x`, `error`: the lower-level solution and eps >= ||x - xhat||.
+    - `q`, `residual`: the adjoint and delta.
     - `result`: converged, or why an accuracy asked for was not reached (the bounds hold for what was reached).
     - `certificate`: "proven", "probable" (||J|| by Lanczos, fails with probability at most 1e-10), "estimated";
       `certified` is false for the last.

@@ -37,7 +37,8 @@ MAX_PRODUCTS = 10_000  # of each system
 class ErrorEstimate(eqx.Module):
     """An estimate: it proves nothing, and nothing in this package is accepted by it.
 
-    - `error` ~ z - grad f, shaped like theta; `norm`, its Euclidean norm. - `x_error` ~ ||x - xhat||, Euclidean.
+    - `error` ~ z - grad f, shaped like theta; `norm`, its Euclidean norm.
+    - `x_error` ~ ||x - xhat||, Euclidean.
     - `result`: converged, or why a system with H was not solved, and then the estimate is of little worth.
     - `counts`: what it cost; the derivative of H q, or of J^T q, along e counts 1.
     """

@@ -90,7 +90,8 @@ class Solution(eqx.Module):
       None where that would be more than 1e7 numbers.
     - `cost`, `counts`, `seconds`: all that was spent, by kind in `counts`, compilation left out; `steps`: accepted
       ones; `compile_seconds`: tracing and compiling.
-    - `message`: the result in words, with what was shown. - `method`: what ran, with the solver that was chosen.
+    - `message`: the result in words, with what was shown.
+    - `method`: what ran, with the solver that was chosen.
     - `state`: where the next step would start, for `iterate(state=)`; None unless `solve(keep_state=True)`, since it is
       many times as large as `x`.
     """

@@ -31,7 +31,8 @@ class Sure(Restoration):
 
     - `noisy`: (n, height, width) or (n, height, width, channels), float32 or float64, finite: clean images, unknown,
       plus independent normal noise of standard deviation `sigma` > 0.
-    - `seed`: of the signs b, which stay the same for the whole run. - `step`: s > 0; by default sigma / 10.
+    - `seed`: of the signs b, which stay the same for the whole run.
+    - `step`: s > 0; by default sigma / 10.
 
     x is (2 n, ...): `denoised(x)` is its first half. Certificates are for g as it stands, with these b and s: the risk
     itself differs by the luck of both. A value's error is divided by s, so a small one asks for accurate solves.

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import types
 from pathlib import Path
 
@@ -56,3 +57,9 @@ def test_a_missing_name_is_seen():
         "bilevel.problems.data.kodaks",
         "bilevel.problems.nothing",
     ]
+
+
+def test_every_bullet_of_a_docstring_begins_its_line():
+    """Two on a line are shown as one by the site."""
+    paths = [path for folder in ("bilevel", "problems") for path in (ROOT / folder).rglob("*.py")]
+    assert [str(path) for path in paths if re.search(r"[.,:)] - `", path.read_text())] == []

@@ -112,7 +112,9 @@ def self_tuning(
     """Self-tuning with an affine best response; see `BestResponse` for its equations and what they lack.
 
     - `optimiser`: of theta, an optax gradient transformation; no step is tested for decrease, so its learning rate has
-      to suit the problem. - `steps`: T. - `solver`: of x.
+      to suit the problem.
+    - `steps`: T.
+    - `solver`: of x.
     - `rank`: of K, at least 1. Left out, K is full for up to 8 hyperparameters, and of rank 1 for more.
     - `sigma`: the size of the perturbations of theta.
 

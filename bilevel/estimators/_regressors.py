@@ -25,7 +25,8 @@ class Ridge(MultiOutputMixin, RegressorMixin, LinearEstimator):
     - `penalties`: "one"; "class", one for each target; "feature"; "weight", one for each feature and target; or an
       array (features,) of group labels.
     - `tol`: the descent ends where the gradient of the cross-validated loss in all log penalties is certified to be
-      below tol times the loss. - `max_steps`: of the descent; a `ConvergenceWarning` says if it ends before.
+      below tol times the loss.
+    - `max_steps`: of the descent; a `ConvergenceWarning` says if it ends before.
 
     **Attributes**
 

@@ -44,13 +44,13 @@ def convert(
 
     - `model`: any pytree of Equinox layers. Linear, Conv and ConvTranspose, Embedding, LSTMCell, GRUCell, LayerNorm,
       GroupNorm and RMSNorm get a response wherever they are, in MLP, Sequential, MultiheadAttention and modules of your
-      own, shared by `eqx.nn.Shared`, and also when made under vmap, to be scanned over or as an ensemble. - `key`: W'
-      and b' are random, of the size of W and b.
+      own, shared by `eqx.nn.Shared`, and also when made under vmap, to be scanned over or as an ensemble.
+    - `key`: W' and b' are random, of the size of W and b.
     - `where(path, layer)`: False leaves that layer, or that array outside any layer, as it is: trained, without a
       response. `path` reads like ".layers[0].weight".
     - `arrays`: True, or a function of path and array that says which, gives arrays outside known layers a response:
-      positions, tokens, factors of LoRA. Bind such a model before it is called. Under vmap over examples with draws
-      of their own there is one such array for each, and the same goes for layers of your own classes.
+      positions, tokens, factors of LoRA. Bind such a model before it is called. Under vmap over examples with draws of
+      their own there is one such array for each, and the same goes for layers of your own classes.
     - `dropout`: the hyperparameter that every `equinox.nn.Dropout` gets as its rate, or a function of its path that
       says which; left out, these keep their fixed rates. `stn.Dropout("name")` is in the model by itself.
 

@@ -18,16 +18,18 @@ class Run(eqx.Module):
     **Attributes**
 
     - `model`: an ordinary Equinox model with the weights at the last hyperparameters, dropping at their rates: call
-      `equinox.nn.inference_mode(run.model)` to predict. - `network`: the same with its response, for `stn.bind`.
-    - `values`: the last hyperparameters by name, of a `Vector` as an array. - `schedule`: theirs at each training
-      step, a `Schedule`.
+      `equinox.nn.inference_mode(run.model)` to predict.
+    - `network`: the same with its response, for `stn.bind`.
+    - `values`: the last hyperparameters by name, of a `Vector` as an array.
+    - `schedule`: theirs at each training step, a `Schedule`.
     - `best`, `best_epoch`: the model, as `model`, of the epoch with the least validation loss, and its place in the
       history.
     - `history`: 1-D NumPy arrays with one entry for each epoch, as it ended: `train_loss` (its mean), `valid_loss`, the
-      metrics, `seconds` (running time so far), each hyperparameter by name ("decay[0]" of a `Vector`) and
-      "scale of ..." its sigma.
+      metrics, `seconds` (running time so far), each hyperparameter by name ("decay[0]" of a `Vector`) and "scale of
+      ..." its sigma.
     - `outcome`, `completed`, `message`: a member of `OUTCOMES`, whether all epochs were run, and it in words.
-    - `compile_seconds`: tracing and compiling. - `state`: what a next step would start from.
+    - `compile_seconds`: tracing and compiling.
+    - `state`: what a next step would start from.
     """
 
     model: PyTree

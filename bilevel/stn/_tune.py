@@ -54,18 +54,19 @@ def tune(
 
     **Arguments**
 
-    - `model`: what `stn.convert(model, space, key=key)` returned. - `method`: `stn.delta_stn()` (the default),
-      `stn.stn()`, or one with other optimisers.
+    - `model`: what `stn.convert(model, space, key=key)` returned.
+    - `method`: `stn.delta_stn()` (the default), `stn.stn()`, or one with other optimisers.
     - `train_loss(model, batch, hyper, key)`: a scalar, the mean over the batch; `hyper` has the values by name, and
       layers such as `stn.Dropout("drop")` have theirs. The model is called as always, `jax.vmap(model)(x, key=keys)`.
       With draws for each example it is given batches of one, under vmap. Weight decay: `hyper["decay"] *
-      stn.squared_norm(model)`; other terms of its weights: `stn.effective(model)`. - `valid_loss(model, batch)`: the
-      same, in inference. - `metrics`: more such functions by name, for the history.
+      stn.squared_norm(model)`; other terms of its weights: `stn.effective(model)`.
+    - `valid_loss(model, batch)`: the same, in inference.
+    - `metrics`: more such functions by name, for the history.
     - `train`, `valid`: pytrees of arrays whose leading axis counts examples, shuffled and cut into batches of
       `batch_size`. Or loaders, or functions that return an iterable of batches for an epoch, `lambda: batches`.
     - `patience`: ends the run after so many epochs without a lower validation loss; `run.best` is kept in any case.
-    - `progress`: a bar on a terminal or in a notebook. - `callback(run)`: after an epoch, with the `Run` so far, as
-      `run.model` and `run.latest`; True ends it.
+    - `progress`: a bar on a terminal or in a notebook.
+    - `callback(run)`: after an epoch, with the `Run` so far, as `run.model` and `run.latest`; True ends it.
     - `checkpoint`: a file, written every `every` epochs and at the end; `resume=True` goes on from it, and on arrays
       the result equals that of a run never interrupted, bit for bit (seconds excepted); `resume="auto"` does if it is
       there, and starts if not; `overwrite=True` starts afresh.

@@ -37,9 +37,11 @@ class OUTCOMES(eqx.Enumeration):
 class Program(eqx.Module):
     """What an epoch is made of, as functions to be traced.
 
-    - `train(state, batch, key) -> (state, loss)`. - `valid(state, batch, key) -> state`, or None: nothing is tuned.
-    - `values(state)`, `scales(state)`: by name, as the next training step has them. - `judge(state, batch)`: the
-      validation loss and the metrics by name, evaluated after the epoch. - `count(state)`: training steps so far.
+    - `train(state, batch, key) -> (state, loss)`.
+    - `valid(state, batch, key) -> state`, or None: nothing is tuned.
+    - `values(state)`, `scales(state)`: by name, as the next training step has them.
+    - `judge(state, batch)`: the validation loss and the metrics by name, evaluated after the epoch.
+    - `count(state)`: training steps so far.
     """
 
     train: Callable

@@ -127,8 +127,10 @@ class Response(eqx.Module):
 
     **Attributes**
 
-    - `base`: the ordinary layer, with W and b. - `weights`: W' and b', by the name of the field they belong to.
-    - `gates`: V and C, by the same names, of shape (..., units * r, H). - `offset`: holds e, (H,), or is None.
+    - `base`: the ordinary layer, with W and b.
+    - `weights`: W' and b', by the name of the field they belong to.
+    - `gates`: V and C, by the same names, of shape (..., units * r, H).
+    - `offset`: holds e, (H,), or is None.
     - `linear`: to first order in e at e = 0, for use under `jax.jvp`.
     """
 

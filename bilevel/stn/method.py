@@ -11,12 +11,14 @@ class Method(eqx.Module):
 
     **Attributes**
 
-    - `centred`: the gates see the offset from u, not u. - `decoupled`: w on the unperturbed loss, phi on the perturbed
-      one. - `linearised`: (b) to first order; needs both of these. - `antithetic`: (b) under e and -e, on half of the
-      batch, where what is linear in e, noise alone, cancels; needs `decoupled`.
+    - `centred`: the gates see the offset from u, not u.
+    - `decoupled`: w on the unperturbed loss, phi on the perturbed one.
+    - `linearised`: (b) to first order; needs both of these.
+    - `antithetic`: (b) under e and -e, on half of the batch, where what is linear in e, noise alone, cancels; needs
+      `decoupled`.
     - `learn_scales`: rho is tuned too; otherwise it stays, and validation steps are not perturbed.
-    - `entropy`: tau, in units of the validation loss. - `train_steps`, `valid_steps`: how many of each in turn.
-      `warmup`: epochs before the first (c).
+    - `entropy`: tau, in units of the validation loss.
+    - `train_steps`, `valid_steps`: how many of each in turn. `warmup`: epochs before the first (c).
     - `weights`, `responses`, `hyper`, `scales`: the optimisers of w, phi, u and rho.
     """
 
