@@ -88,15 +88,13 @@ def solve(
       the same P). Left out, it is a thousandth of the norm that is certified at theta0, and the default method, which
       learns of f's curvature, must also leave no more decrease to be had than a thousandth of the value (see README).
     - `max_steps`, `max_cost`: budgets in outer steps and in gradients and products; max_cost is never exceeded.
-    - `bounds`: (lo, hi), each a number or a pytree like theta0.
-    - `x0`: where the first lower-level solve starts.
-    - `progress`: a bar on a terminal or in a notebook; never elsewhere.
+    - `bounds`: (lo, hi), each a number or a pytree like theta0; `x0`: where the first lower-level solve starts.
+    - `progress`: a bar on a terminal or in a notebook; `keep_state`: whether `Solution.state` is kept.
     - `callback(state, info)`: called after every step, with theta_k and its numbers in `info` and what comes next in
       `state`. Where it returns True itself, not just something that counts as true, the run ends after that step.
     - `checkpoint`: a file, written every `every` accepted steps and at the end. `resume=True` goes on from it, and the
       result equals that of a run never interrupted, bit for bit (seconds excepted); `resume="auto"` does if it is
       there, and starts if not; `overwrite=True` starts afresh.
-    - `keep_state`: whether `Solution.state` is kept.
 
     Ctrl-C in the main thread ends the run after the step that is being made, a second one at once.
 

@@ -60,8 +60,7 @@ def tune(
       layers such as `stn.Dropout("drop")` have theirs. The model is called as always, `jax.vmap(model)(x, key=keys)`.
       With draws for each example it is given batches of one, under vmap. Weight decay: `hyper["decay"] *
       stn.squared_norm(model)`; other terms of its weights: `stn.effective(model)`.
-    - `valid_loss(model, batch)`: the same, in inference.
-    - `metrics`: more such functions by name, for the history.
+    - `valid_loss(model, batch)`: the same, in inference; `metrics`: more such functions by name, for the history.
     - `train`, `valid`: pytrees of arrays whose leading axis counts examples, shuffled and cut into batches of
       `batch_size`. Or loaders, or functions that return an iterable of batches for an epoch, `lambda: batches`.
     - `patience`: ends the run after so many epochs without a lower validation loss; `run.best` is kept in any case.
