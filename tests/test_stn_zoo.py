@@ -10,6 +10,7 @@ from test_stn_models import ByHand, Tied
 
 from bilevel import stn
 
+pytestmark = pytest.mark.full  # seconds each to compile
 KEYS = iter(jax.random.split(jax.random.key(7), 100))
 SPACE = stn.Space(drop=stn.Rate(0.2), decay=stn.Positive(1e-3))
 LABELS = np.arange(12) % 3
@@ -90,18 +91,20 @@ class ResNet(eqx.Module):
         return self.head(self.drop(jnp.mean(x, axis=(1, 2)), key=key))
 
 
+STATES = {}  # by kind: what Equinox keeps apart from the model, statistics of a training before
+
+
+def frozen(kind):
+    model, STATES[kind] = eqx.nn.make_with_state(kind)()
+    return model
+
+
 class FrozenResNet(ResNet):
-    """With BatchNorm whose statistics are those of training before."""
-
-    state: eqx.nn.State
-
     def __init__(self):
-        super().__init__(lambda: eqx.nn.BatchNorm(4, "batch", mode="batch"))
-        self.norms = eqx.nn.inference_mode(self.norms)
-        self.state = eqx.nn.State(self.norms)
+        super().__init__(lambda: eqx.nn.BatchNorm(4, "batch", mode="batch", inference=True))
 
     def normed(self, i, x):
-        return self.norms[i](x, self.state)[0]
+        return self.norms[i](x, STATES[FrozenResNet])[0]
 
 
 class UNet(eqx.Module):
@@ -126,16 +129,14 @@ class Spectral(eqx.Module):
     """A layer of bounded slope, frozen."""
 
     layer: eqx.nn.SpectralNorm
-    state: eqx.nn.State
     drop: stn.Dropout
 
     def __init__(self):
-        layer, self.drop = eqx.nn.SpectralNorm(linear(64, 3), "weight", key=next(KEYS)), stn.Dropout("drop")
-        self.state = eqx.nn.State(layer)
-        self.layer = eqx.nn.inference_mode(layer)
+        self.layer = eqx.nn.SpectralNorm(linear(64, 3), "weight", inference=True, key=next(KEYS))
+        self.drop = stn.Dropout("drop")
 
     def __call__(self, x, key=None):
-        return self.layer(self.drop(x.reshape(-1), key=key), self.state)[0]
+        return self.layer(self.drop(x.reshape(-1), key=key), STATES[Spectral])[0]
 
 
 class Language(eqx.Module):
@@ -151,9 +152,9 @@ class Language(eqx.Module):
 ZOO = {
     "ViT": (ViT, IMAGES, {"arrays": True}),
     "ResNet, GroupNorm": (lambda: ResNet(lambda: eqx.nn.GroupNorm(2, 4)), IMAGES, {}),
-    "ResNet, frozen BatchNorm": (FrozenResNet, IMAGES, {}),
+    "ResNet, frozen BatchNorm": (lambda: frozen(FrozenResNet), IMAGES, {}),
     "UNet": (UNet, IMAGES, {}),
-    "frozen SpectralNorm": (Spectral, IMAGES, {}),
+    "frozen SpectralNorm": (lambda: frozen(Spectral), IMAGES, {}),
     "GRU tied by Shared": (lambda: Language(Tied(), stn.Dropout("drop")), WORDS, {}),
     "LSTM tied by hand": (
         lambda: Language(
