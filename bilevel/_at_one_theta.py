@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from ._arguments import number, part, positive
 from ._certificate.gradient import weakest
 from ._chunked import refuse_chunks
 from ._counts import Counts
-from ._inputs import positive, prepare, same_shapes
+from ._inputs import prepare, same_shapes
 from ._lower.descend import LowerSolution, descend, overhead
 from ._lower.nesterov import Nesterov
 from ._lower.solver import AbstractLowerSolver
@@ -85,6 +86,7 @@ def hypergradient(
     TypeError for inputs as `solve` does.
     """
     positive(eps=eps, delta=delta)
+    part("solver", solver, AbstractLowerSolver, "Nesterov()")
     problem, theta, x0 = prepare(problem, theta, x0)
     if q0 is not None:
         same_shapes(q0, x0, "q0", "x")
@@ -146,6 +148,7 @@ def solve_lower(
     inputs as `solve` does.
     """
     positive(eps=eps)
+    part("solver", solver, AbstractLowerSolver, "Nesterov()")
     refuse_chunks(problem, "bilevel.solve_lower is for one lower level")
     problem, theta, x0 = prepare(problem, theta, x0, levels=("lower",))
     pays(max_cost, overhead(problem, theta, optax.tree.size(x0)))
@@ -156,5 +159,5 @@ def solve_lower(
 
 def pays(max_cost: float, needed: int) -> None:
     """Raises ValueError where a budget does not pay for what comes before the first step."""
-    if not max_cost >= needed:
+    if not number("max_cost", max_cost) >= needed:
         raise ValueError(f"max_cost={max_cost} does not pay for what comes first, which takes {needed}: raise it")

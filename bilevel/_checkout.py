@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 class Beside:
-    """Asked last, after all that know where a package was installed."""
+    """Asked first: an installation that is on the path, too, may be of another checkout."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -17,4 +17,4 @@ class Beside:
 
 
 if not (HERE / "problems").is_dir():
-    sys.meta_path.append(Beside)
+    sys.meta_path.insert(0, Beside)

@@ -3,7 +3,7 @@
 Everything here raises ValueError or TypeError with what is wrong and what to write instead.
 """
 
-import math
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from ._chunked import Chunked
 from ._leaves import data_dtype, describe, field, floating
 from ._linalg.sharding import replicate
 from ._linalg.vectors import Box, Vector
-from ._problem import AbstractProblem
+from ._problem import AbstractProblem, Constants
 from ._program import program
 
 
@@ -50,7 +50,9 @@ def prepare(
                 f"{error}\nDo x0 and theta0 have the structure and shapes that the problem expects?"
             ) from error
         if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-            raise TypeError(f"{type(problem).__name__}.{name} must return a scalar of floating dtype, not {shape}")
+            raise TypeError(
+                f"{type(problem).__name__}.{name} must return a scalar of floating dtype, not {_made(shape)}"
+            )
         if shape.dtype != dtype:
             raise TypeError(
                 f"{type(problem).__name__}.{name} returns {shape.dtype} although the data are {dtype}: build the "
@@ -77,7 +79,9 @@ def _chunks(problem, theta, x0, levels):
 def _usable(problem, theta, x0):
     """Raises TypeError for what is no problem, and under jit, vmap or grad: how long a solve runs depends on values."""
     if not isinstance(problem, AbstractProblem):
-        raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")
+        made = isinstance(problem, type) and issubclass(problem, AbstractProblem)
+        what = f"{problem.__name__} itself: make one of its data" if made else f"{type(problem).__name__}; subclass it"
+        raise TypeError(f"problem must be a bilevel.AbstractProblem, not {what}")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, theta, x0))):
         raise TypeError(
             "theta or the problem's data are traced by jit, vmap or grad, but a solve that certifies itself stops "
@@ -116,7 +120,13 @@ def uniform(problem: AbstractProblem, dtype: np.dtype) -> AbstractProblem:
 @program  # a loop in a problem's constants would otherwise be compiled anew in every call
 def _declared(problem, theta):
     """mu and the smallest weight of the metric, each None if it is not declared."""
-    constants = problem.constants(theta)
+    constants, name = problem.constants(theta), f"{type(problem).__name__}.constants"
+    if not isinstance(constants, Constants):
+        raise TypeError(f"{name} must return bilevel.Constants(...), not {type(constants).__name__}")
+    for known in dataclasses.fields(constants):
+        value = getattr(constants, known.name)
+        if known.name != "metric" and np.shape(value) != ():
+            raise TypeError(f"{name} declares {known.name} of shape {np.shape(value)}, but it must be one number")
     weights = jax.tree.leaves(constants.metric)
     return constants.mu, jnp.min(jnp.stack([jnp.min(w) for w in weights])) if weights else None
 
@@ -128,11 +138,12 @@ def same_shapes(tree: PyTree, like: PyTree, name: str, model: str) -> None:
         raise ValueError(f"{name} must have the structure and shapes of {model}, {expected}; it has {shapes}")
 
 
-def positive(**values: float | None) -> None:
-    """Raises ValueError for a number that is not positive and finite; None passes."""
-    for name, value in values.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive and finite, not {value!r}")
+def _made(out):
+    """What a level returned, in words."""
+    if not hasattr(out, "shape"):
+        return repr(out)
+    real = "; jnp.real takes what is real but for its dtype, such as |z|^2"
+    return f"{out.dtype}{list(out.shape)}{real if jnp.issubdtype(out.dtype, jnp.complexfloating) else ''}"
 
 
 def make_box(bounds: tuple | None, theta: Vector) -> Box:
@@ -155,6 +166,8 @@ def make_box(bounds: tuple | None, theta: Vector) -> Box:
         )
 
     lo, hi = fill(bounds[0], "lo"), fill(bounds[1], "hi")
+    if not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a <= b)), lo, hi))):
+        raise ValueError("bounds=(lo, hi) must have lo <= hi everywhere, and no NaN; -np.inf and np.inf are no bound")
     if not all(jax.tree.leaves(jax.tree.map(lambda a, t, b: bool(jnp.all((a <= t) & (t <= b))), lo, theta, hi))):
         raise ValueError("theta0 lies outside bounds=(lo, hi); start inside the box")
     return lo, hi

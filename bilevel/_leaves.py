@@ -36,6 +36,8 @@ def field(leaf: Any, dtype: np.dtype, name: str) -> Any:
         return jnp.asarray(leaf, dtype)
     if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf
+    if np.dtype(object) == leaf.dtype or leaf.dtype.type in (np.str_, np.bytes_):
+        raise TypeError(f"a field of {name} holds {leaf.dtype}, not numbers: convert it, as in array.astype(float)")
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jnp.asarray(leaf)
     _reject(leaf, f"a field of {name}")

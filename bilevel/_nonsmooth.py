@@ -1,4 +1,4 @@
-"""A lower level with a kink, an absolute value, total variation, a wall: solved and certified by a proof of its own.
+"""A lower level with a kink, an absolute value, total variation, bounds on x: solved and certified by its own proof.
 
     ||x - xhat(theta)|| <= error      from a duality gap, or a subgradient
     |g(x) - f(theta)| <= ||grad_x g|| error + L_g error^2 / 2      as ever

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from . import _inputs as inputs
 from . import _leaves as leaves
+from ._arguments import part, positive
 from ._certificate.gradient import differentiate
 from ._chunked import refuse_chunks
 from ._linalg.vectors import Scalar, Vector
@@ -58,7 +59,8 @@ def objective(
     theta of integers or complex numbers, a problem without `guess`, levels that give no scalar of the data's dtype, a
     derivative in the problem's data, and a second derivative.
     """
-    inputs.positive(eps=eps, delta=delta)
+    positive(eps=eps, delta=delta)
+    part("solver", solver, AbstractLowerSolver, "Nesterov()")
     delta = eps if delta is None else delta
     if not isinstance(problem, AbstractProblem):
         raise TypeError(f"problem must be a bilevel.AbstractProblem, not {type(problem).__name__}; subclass it")

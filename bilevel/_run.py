@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import _checkpoint as checkpoints
+from ._arguments import yes
 from ._counts import Counts
 from ._interrupt import Interrupt
 from ._outer.method import AbstractMethod, Info, State
@@ -103,7 +104,7 @@ def follow(
             state, info = next(steps)
             record.add(info)
             show(bar, state, info)
-            stop = anywhere(callback is not None and callback(state, info) is True, together)
+            stop = anywhere(callback is not None and yes(callback(state, info)), together)
             if info.result is not None:
                 end = info.result
                 break

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from . import _checkpoint as checkpoints
+from ._arguments import number, part
 from ._bar import bar, shown
 from ._inputs import make_box, prepare
 from ._interrupt import Interrupt
@@ -91,7 +92,7 @@ def solve(
     - `bounds`: (lo, hi), each a number or a pytree like theta0; `x0`: where the first lower-level solve starts.
     - `progress`: a bar on a terminal or in a notebook; `keep_state`: whether `Solution.state` is kept.
     - `callback(state, info)`: called after every step, with theta_k and its numbers in `info` and what comes next in
-      `state`. Where it returns True itself, not just something that counts as true, the run ends after that step.
+      `state`. Where it returns True, a boolean and not just something that counts as true, the run ends.
     - `checkpoint`: a file, written every `every` accepted steps and at the end. `resume=True` goes on from it, and the
       result equals that of a run never interrupted, bit for bit (seconds excepted); `resume="auto"` does if it is
       there, and starts if not; `overwrite=True` starts afresh.
@@ -103,7 +104,7 @@ def solve(
     **Raises** ValueError or TypeError for inputs that cannot be run: NaN, shapes, dtypes, a missing checkpoint, or one
     that is there and would be overwritten unasked.
     """
-    _check_limits(tol, max_steps, max_cost, every)
+    _check_limits(tol, max_steps, max_cost, every, callback)
     resumed = checkpoints.goes_on(checkpoint, resume, overwrite)
     problem, theta0, x0, method = _ready(problem, theta0, x0, method)
     box, record, prints = make_box(bounds, theta0), Record(theta0), {}
@@ -122,6 +123,8 @@ def solve(
 
 
 def _ready(problem, theta0, x0, method):
+    if method is not None:
+        part("method", method, AbstractMethod, "maid()")
     problem, theta0, x0 = prepare(problem, theta0, x0)
     method = default(problem) if method is None else method
     return problem, theta0, x0, method.settle(problem, theta0, x0)
@@ -142,12 +145,14 @@ def _begin(method, problem, theta0, x0, max_cost, saved, prints, record):
     return start
 
 
-def _check_limits(tol, max_steps, max_cost, every=1):
-    if tol is not None and not tol >= 0:
+def _check_limits(tol, max_steps, max_cost, every=1, callback=None):
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function callback(state, info), not {callback!r}")
+    if tol is not None and not number("tol", tol) >= 0:
         raise ValueError(f"tol must be at least 0, not {tol!r}")
-    if not max_steps >= 0:
+    if not number("max_steps", max_steps) >= 0:
         raise ValueError(f"max_steps must be at least 0, not {max_steps!r}")
-    if not every >= 1:
+    if not number("every", every) >= 1:
         raise ValueError(f"every must be at least 1, not {every!r}")
-    if not max_cost > 0:
+    if not number("max_cost", max_cost) > 0:
         raise ValueError(f"max_cost must be positive, not {max_cost!r}")

@@ -23,7 +23,8 @@ Theta = Float[Array, "..."]
 
 
 class TotalVariation(Restoration):
-    """`TotalVariation(clean, noisy)`; theta = (log weight, log smoothing), with `elastic` also log elastic weight.
+    """`TotalVariation(clean, noisy)`; theta = (log weight, log smoothing), with `elastic` also log elastic weight. The
+    weight of the differences is w = 1/2 e^{theta_0}, as in the paper.
 
     - `clean`: (n, height, width), float32 or float64, in [0, 1]; None to denoise only (`upper` then raises).
     - `noisy`: the same shape and dtype, finite, within [-9, 10] (intensities in [0, 1] plus noise).

@@ -36,6 +36,8 @@ class Plain(bilevel.AbstractProblem):
             return jnp.sum(x)
         if self.flavour == "saddle":
             return 0.5 * (x[0] - theta[0]) ** 2 - 0.5 * x[1] ** 2 + x[1] * theta[1]
+        if self.flavour == "complex":
+            return jnp.sum((x - theta) * jnp.conj(x + 0j - theta))
         if self.flavour == "wide":
             return jnp.sum((x - theta).astype(jnp.float32) ** 2)
         if self.flavour == "fading":
@@ -108,6 +110,13 @@ CASES = {
     "mu zero": (lambda: solve(Plain(ONE, mu=0.0)), ValueError, "declares mu = 0 .*strongly convex"),
     "mu negative": (lambda: solve(Plain(ONE, mu=-1.0)), ValueError, "declares mu = -1 "),
     "mu NaN": (lambda: solve(Plain(ONE, mu=float("nan"))), ValueError, "declares mu = nan"),
+    "complex lower": (
+        lambda: solve(Plain(ONE, flavour="complex")),
+        TypeError,
+        "complex128\\[\\]; jnp.real takes what is real",
+    ),
+    "objects": (lambda: solve(Plain(ONE, ONE.__array__().astype(object))), TypeError, "a field of Plain holds object"),
+    "texts": (lambda: solve(Plain(ONE, np.array(["a"]))), TypeError, "a field of Plain holds <U1.*astype"),
     "vector lower": (lambda: solve(Plain(ONE, flavour="vector")), TypeError, "lower must return a scalar"),
     "lower narrows": (lambda: solve(Plain(ONE, flavour="wide")), TypeError, "returns float32 although.*float64"),
     "branch on a value": (lambda: solve(Plain(ONE, flavour="branch")), TypeError, "Plain.lower.*failed on"),
@@ -120,6 +129,12 @@ CASES = {
     "eps zero": (lambda: bilevel.maid(eps=0.0), ValueError, "eps must be positive"),
     "delta NaN": (lambda: bilevel.maid(delta=np.nan), ValueError, "delta must be positive"),
     "step infinite": (lambda: bilevel.maid(step=np.inf), ValueError, "step must be positive"),
+    "a part's step": (lambda: bilevel.Constant(-1.0), ValueError, "step must be positive"),
+    "a part's eps": (lambda: bilevel.Balanced(eps=0.0), ValueError, "eps must be positive"),
+    "a part's accuracies": (lambda: bilevel.Fixed(-1.0, 1.0), ValueError, "eps must be positive"),
+    "a ratio above 1": (lambda: bilevel.Geometric(1.1), ValueError, "so that tolerances fall"),
+    "a power": (lambda: bilevel.Polynomial(0.0), ValueError, "power must be positive"),
+    "pairs": (lambda: bilevel.QuasiNewton(pairs=0), ValueError, "keep at least one"),
     "fixed eps": (lambda: bilevel.fixed_accuracy(-1.0), ValueError, "eps must be positive"),
     "hoag tolerance": (lambda: bilevel.hoag(tolerance=0.0), ValueError, "tolerance must be positive"),
     "hypergradient": (lambda: bilevel.hypergradient(Plain(ONE), ONE, eps=-1.0), ValueError, "eps must be positive"),
@@ -130,8 +145,8 @@ CASES = {
     "bounds no pair": (lambda: solve(bounds=(1.0, 2.0, 3.0)), ValueError, "must be \\(lo, hi\\)"),
     "bounds structure": (lambda: solve(bounds=({"a": 1.0}, 2.0)), ValueError, "lo of bounds.*structure of theta0"),
     "bounds shape": (lambda: solve(bounds=(jnp.zeros(3), 2.0)), ValueError, "lo of bounds.*shape"),
-    "bounds swapped": (lambda: solve(bounds=(2.0, 0.0)), ValueError, "outside bounds"),
-    "bounds NaN": (lambda: solve(bounds=(np.nan, 2.0)), ValueError, "outside bounds"),
+    "bounds swapped": (lambda: solve(bounds=(2.0, 0.0)), ValueError, "lo <= hi everywhere"),
+    "bounds NaN": (lambda: solve(bounds=(np.nan, 2.0)), ValueError, "no NaN"),
     "theta0 outside": (lambda: solve(bounds=(-1.0, 0.5)), ValueError, "outside bounds"),
     "no problem": (lambda: solve(lambda x, theta: 0.0), TypeError, "problem"),
 }
@@ -192,10 +207,35 @@ def test_float64_data_without_x64_are_an_error():
         solution = bilevel.solve(Plain(*small(one)), np.zeros(2), max_steps=50)
         assert solution.converged and solution.theta.dtype == np.float32
         TotalVariation(*small(images, images))
-        try:
-            bilevel.solve(lambda x, theta: 0.0, np.zeros(2))
-        except TypeError as error:
-            assert "must be a bilevel.AbstractProblem, not function" in str(error)
+        class Told(Plain):
+            what: object = 1.0
+            def constants(self, theta): return self.what() if callable(self.what) else bilevel.Constants(mu=self.what)
+        problem, start, Nesterov = Plain(*small(one)), np.zeros(2), bilevel.Nesterov
+        for words, call in {  # what the tests' own type checks would say in other words
+            "AbstractProblem, not function": lambda: bilevel.solve(lambda x, theta: 0.0, start),
+            "not Plain itself: make one": lambda: bilevel.solve(Plain, start),
+            "accuracy must be an AbstractAccuracy, not Balanced itself": lambda: bilevel.Method(bilevel.Balanced, None),
+            "as bilevel.maid(), not maid itself": lambda: bilevel.solve(problem, start, bilevel.maid),
+            "as bilevel.maid(), not 'maid'": lambda: next(bilevel.iterate(problem, start, "maid")),
+            "as bilevel.Nesterov(), not Nesterov itself": lambda: bilevel.solve_lower(problem, start, solver=Nesterov),
+            "as bilevel.Nesterov(), not 'LBFGS'": lambda: bilevel.hypergradient(problem, start, solver="LBFGS"),
+            "as bilevel.Nesterov(), not None": lambda: bilevel.objective(problem, eps=1e-3, solver=None),
+            "as bilevel.LBFGS(), not LBFGS itself": lambda: bilevel.check_problem(problem, start, solver=bilevel.LBFGS),
+            "as bilevel.NewtonCG(), not NewtonCG itself": lambda: bilevel.SingleProducts(bilevel.NewtonCG),
+            "bilevel.Geometric(0.9) or": lambda: bilevel.hoag(0.9),
+            "tol must be a number, not '1e-3'": lambda: bilevel.solve(problem, start, tol="1e-3"),
+            "max_cost must be a number": lambda: bilevel.solve_lower(problem, start, max_cost="9"),
+            "eps must be a number, not array": lambda: bilevel.objective(problem, eps=np.ones(2)),
+            "callback must be a function": lambda: bilevel.solve(problem, start, callback=3),
+            "must return bilevel.Constants(...), not dict": lambda: bilevel.solve(Told(*small(one), dict), start),
+            "declares mu of shape (2,)": lambda: bilevel.solve(Told(*small(one), np.ones(2, np.float32)), start),
+        }.items():
+            try:
+                call()
+            except TypeError as error:
+                assert words in str(error), (words, error)
+            else:
+                raise SystemExit(words)
         print("fine")
     """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}

@@ -25,6 +25,7 @@ LAYERS = [
         "_program",
         "_version",
         "_counts",
+        "_arguments",
         "_inputs",
         "_leaves",
         "_checkout",
@@ -144,6 +145,14 @@ def test_no_public_name_is_that_of_a_module():
         found |= {str((folder / path).relative_to(ROOT)) for path in named_as_public(paths, package)}
     assert found == TO_RENAME
     assert named_as_public([Path("solve.py"), Path("_outer/maid/step.py")], bilevel)
+
+
+def test_one_word_has_one_meaning_in_the_engine():
+    """No class of the engine is named as another is."""
+    paths = [path for path in python_files("bilevel") if path.relative_to(ROOT).parts[1] not in ("stn", "estimators")]
+    nodes = [node for path in paths for node in ast.parse(path.read_text()).body]
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert len(names) > 60 and sorted(set(names)) == sorted(names)
 
 
 def too_long(source):

@@ -26,9 +26,19 @@ def python(code, folder, path):
 
 
 def test_in_a_checkout_problems_stands_for_bilevel_problems(tmp_path):
-    """Loaded on first use, from the path alone; the old name warns, and brings no class twice."""
-    code = """
-import sys, warnings, bilevel
+    """Loaded on first use, from the path alone, though another checkout is installed, by a finder that knows its
+    folders; the old name warns, and brings no class twice."""
+    other = tmp_path / "other" / "problems" / "__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("")
+    code = f"""
+import sys, warnings
+from importlib.machinery import PathFinder
+class Editable:
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec("problems", [{str(tmp_path / "other")!r}]) if name == "bilevel.problems" else None
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in f.__module__.lower()] + [Editable]
+import bilevel
 assert "bilevel.problems" not in sys.modules and not hasattr(bilevel, "problem")
 Quadratic = bilevel.problems.Quadratic
 with warnings.catch_warnings(record=True) as caught:

@@ -156,8 +156,14 @@ def test_a_callback_that_returns_true_stops(path):
 
 
 def test_what_only_counts_as_true_does_not_stop():
-    for answer in (1, np.True_, "yes", jnp.asarray(True)):
+    for answer in (1, "yes", np.ones(1, bool), np.False_):
         assert solve(max_steps=2, callback=lambda state, info, answer=answer: answer).steps == 2
+
+
+def test_true_is_what_comparisons_of_arrays_give_too():
+    for answer in (np.True_, jnp.asarray(True)):
+        solution = solve(max_steps=2, callback=lambda state, info, answer=answer: answer)
+        assert solution.result == RESULTS.stopped and solution.steps == 1
 
 
 def test_the_reason_a_run_has_itself_counts():

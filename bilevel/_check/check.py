@@ -8,6 +8,7 @@ Lipschitz constant that should bound it, a hypergradient away from (f(theta + t 
 import numpy as np
 from jaxtyping import PyTree
 
+from .._arguments import part
 from .._at_one_theta import hypergradient, solve_lower
 from .._chunked import Chunked
 from .._inputs import prepare
@@ -44,6 +45,7 @@ def check_problem(
     of them compilation; beyond, by Lanczos, at the cost of about a thousand gradients and products. Of a `Chunked`
     problem its first unit is looked at. Raises as `solve` does for inputs.
     """
+    part("solver", solver, AbstractLowerSolver, "LBFGS()")
     problem = problem.first if isinstance(problem, Chunked) else problem
     problem, theta, x0 = prepare(problem, theta, x0)
     refuse_kinks(problem, "bilevel.check_problem compares derivatives of h")

@@ -31,7 +31,7 @@ Inverse = Callable[[Vector], Vector] | None
 Mask = PyTree[Bool[Array, "..."]] | None
 
 
-class Pairs(eqx.Module):
+class CurvaturePairs(eqx.Module):
     """The last pairs: leaves of `s` and `y` have a leading axis of slots, of which `count` % slots is written next.
     `products[i, j]` is <s_i, y_j> where pair i is no newer than j, and zero in an empty slot; where i is newer it is
     left over from an older pair, and never read."""
@@ -43,17 +43,17 @@ class Pairs(eqx.Module):
     count: Int[Array, ""]
 
 
-def empty(like: Vector, slots: int) -> Pairs:
+def empty(like: Vector, slots: int) -> CurvaturePairs:
     """No pairs yet: B = 1."""
     leaf = jax.tree.leaves(like)[0]
     rest = np.zeros((slots, slots), leaf.dtype), np.ones((), leaf.dtype), np.zeros((), np.int32)
     rest = replicate(jax.device_put(rest), like)
-    return Pairs(zeros(like, slots), zeros(like, slots), *rest)
+    return CurvaturePairs(zeros(like, slots), zeros(like, slots), *rest)
 
 
 def push(
-    pairs: Pairs, s: Vector, y: Vector, precondition: Inverse = None, when: Bool[Array, ""] | bool = True
-) -> Pairs:
+    pairs: CurvaturePairs, s: Vector, y: Vector, precondition: Inverse = None, when: Bool[Array, ""] | bool = True
+) -> CurvaturePairs:
     """With one pair more. Unchanged if `when` is false, or if the pair has no clearly positive curvature or is not
     finite, since B would not stay positive."""
     sy = optax.tree.vdot(s, y)
@@ -70,7 +70,7 @@ def push(
         return stack.at[at].set(jnp.where(usable, v, stack[at]))
 
     column = jnp.where(usable, column, pairs.products[:, at])
-    return Pairs(
+    return CurvaturePairs(
         jax.tree.map(write, pairs.s, s),
         jax.tree.map(write, pairs.y, y),
         pairs.products.at[:, at].set(column),
@@ -79,7 +79,7 @@ def push(
     )
 
 
-def restrict(pairs: Pairs, free: Mask) -> Pairs:
+def restrict(pairs: CurvaturePairs, free: Mask) -> CurvaturePairs:
     """The products of the entries that are free, for `apply` with the same `free`; a pair whose curvature there is not
     positive drops out. The pairs themselves stay: a copy of them would be most of what a step holds."""
 
@@ -93,7 +93,7 @@ def restrict(pairs: Pairs, free: Mask) -> Pairs:
     return dataclasses.replace(pairs, products=products)
 
 
-def apply(pairs: Pairs, v: Vector, precondition: Inverse = None, free: Mask = None) -> Vector:
+def apply(pairs: CurvaturePairs, v: Vector, precondition: Inverse = None, free: Mask = None) -> Vector:
     """B v. With `free`, and pairs that were restricted to it, the B of the entries that are free, for a v that is zero
     in all others."""
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from .vectors import Vector
 
 
-def layout(v: Array) -> NamedSharding | None:
+def on_mesh(v: Array) -> NamedSharding | None:
     """How v is laid over a mesh; None on one device, or under a transformation."""
     sharding = None if isinstance(v, jax.core.Tracer) else getattr(v, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
@@ -22,7 +22,7 @@ def zeros(like: Vector, *leading: int) -> Vector:
     """Zeros as `like` is, with `leading` axes before its own, and laid out as it is."""
 
     def put(v):
-        spread = layout(v)
+        spread = on_mesh(v)
         device = spread and NamedSharding(spread.mesh, PartitionSpec(*(None for _ in leading), *spread.spec))
         return jax.device_put(np.zeros((*leading, *v.shape), v.dtype), device)  # jnp.zeros would be a program a shape
 
@@ -31,8 +31,8 @@ def zeros(like: Vector, *leading: int) -> Vector:
 
 def replicate(tree: PyTree, like: Vector) -> PyTree:
     """The tree, copied to every device of the mesh that a leaf of `like` lies on; leaves already on a mesh stay."""
-    spread = next((s for v in jax.tree.leaves(like) if (s := layout(v)) is not None), None)
+    spread = next((s for v in jax.tree.leaves(like) if (s := on_mesh(v)) is not None), None)
     if spread is None:
         return tree
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
-    return jax.tree.map(lambda v: jax.device_put(v, everywhere) if layout(v) is None else v, tree)
+    return jax.tree.map(lambda v: jax.device_put(v, everywhere) if on_mesh(v) is None else v, tree)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
+from .._arguments import part
 from .._linalg.rounding import unit_roundoff
 from .._linalg.vectors import Vector
 from .._problem import hessian_product
@@ -29,6 +30,9 @@ class AbstractAround(AbstractLowerSolver):
     """Around another solver: its memory, and whether float32 is to be tried."""
 
     solver: eqx.AbstractVar[AbstractLowerSolver]
+
+    def __check_init__(self):
+        part("solver", self.solver, AbstractLowerSolver, "NewtonCG()")
 
     def curvature(self, x):
         return self.solver.curvature(x)

@@ -106,7 +106,8 @@ class AbstractLowerSolver(eqx.Module):
     """
 
     def curvature(self, x: Vector) -> Any:
-        """What is known of H before the first solve, `lbfgs_pairs.Pairs`; x tells its shapes. Nothing, by default."""
+        """What is known of H before the first solve, such as `lbfgs_pairs.CurvaturePairs`; x tells its shapes. By
+        default nothing."""
         return None
 
     @abc.abstractmethod

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 
+from .._arguments import number, positive
 from .._results import RESULTS
 from .programs import Stop
 from .reached import Reached
@@ -85,6 +86,9 @@ class Adaptive(AbstractAccuracy):
     nu_bar: float = 1.05
     eta: float = 1e-4
 
+    def __check_init__(self):
+        positive(eps=self.eps, delta=self.delta)
+
     def init(self, error, norm_g_x, value):
         return Asked(*first(error, norm_g_x, value, self.eps, self.delta))
 
@@ -112,6 +116,11 @@ class Fixed(AbstractAccuracy):
 
     eps: float
     delta: float
+
+    def __check_init__(self):
+        for name, value in (("eps", self.eps), ("delta", self.delta)):
+            if not number(name, value) > 0:
+                raise ValueError(f"{name} must be positive, not {value!r}")
 
     def init(self, error, norm_g_x, value):
         return Asked(self.eps, self.delta)

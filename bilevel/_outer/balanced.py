@@ -10,6 +10,7 @@
 import math
 from typing import ClassVar, NamedTuple
 
+from .._arguments import positive
 from .._results import RESULTS
 from .accuracy import AbstractAccuracy, first
 from .programs import Stop
@@ -38,6 +39,9 @@ class Balanced(AbstractAccuracy):
     delta: float | None = None
     C: float = 3.0
     sharpening: ClassVar[float] = 1 / 3
+
+    def __check_init__(self):
+        positive(eps=self.eps, delta=self.delta, C=self.C)
 
     def init(self, error, norm_g_x, value):
         return Shares(*first(error, norm_g_x, value, self.eps, self.delta), self.C)

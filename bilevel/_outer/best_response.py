@@ -34,7 +34,7 @@ from .refine import first_tolerance, refine
 from .response import FittedResponse, pull_back, turn
 
 
-class Memory(NamedTuple):
+class Tuned(NamedTuple):
     """z at theta; `below`, the ||z|| at which the next certificate is asked for; whether x and K have been fitted."""
 
     z: Vector
@@ -48,7 +48,7 @@ class BestResponse(AbstractGradient):
     response: FittedResponse
 
     def init(self, theta, x):
-        return Memory(optax.tree.zeros_like(theta), math.nan, False)
+        return Tuned(optax.tree.zeros_like(theta), math.nan, False)
 
     def certify(self, base, method):
         if not base.memory.gradient.fitted:

@@ -23,10 +23,10 @@ MEANINGLESS = 0.01
 MOST = 2**24  # numbers in all pairs: an eighth of a gigabyte, twice, for a state and the next
 
 
-class Memory(NamedTuple):
+class Pairing(NamedTuple):
     """The pairs, and theta, z, omega where the next one starts."""
 
-    pairs: lbfgs_pairs.Pairs
+    pairs: lbfgs_pairs.CurvaturePairs
     theta: Vector
     z: Vector
     omega: Scalar
@@ -37,10 +37,14 @@ class QuasiNewton(AbstractDirection):
 
     pairs: int | None = eqx.field(static=True, default=None)
 
+    def __check_init__(self):
+        if self.pairs is not None and self.pairs < 1:
+            raise ValueError(f"pairs={self.pairs}: keep at least one, or use Steepest()")
+
     def init(self, theta):
         nothing, leaf = zeros(theta), jax.tree.leaves(theta)[0]
         omega = replicate(jax.device_put(np.asarray(np.inf, leaf.dtype)), theta)
-        return Memory(self.empty(theta), nothing, nothing, omega)
+        return Pairing(self.empty(theta), nothing, nothing, omega)
 
     def empty(self, theta):
         fitting = max(8, min(100, MOST // (2 * optax.tree.size(theta))))
@@ -57,7 +61,7 @@ class QuasiNewton(AbstractDirection):
         # or as if all of z lay along the flattest direction seen: B knows little of those that it has not
         flattest = flatness(pairs) * stationarity(theta, z, box) ** 2
         heading = Heading(used, learnt, promised, jnp.maximum(promised, flattest / 2))
-        return Memory(pairs, theta, z, omega), d, heading
+        return Pairing(pairs, theta, z, omega), d, heading
 
     def forget(self, memory, theta):
         return memory._replace(pairs=self.empty(theta))
@@ -74,7 +78,7 @@ def descend(pairs, theta, z, box):
     return optax.tree.where(used, d, optax.tree.scale(-1, z)), used
 
 
-def flatness(pairs: lbfgs_pairs.Pairs) -> Scalar:
+def flatness(pairs: lbfgs_pairs.CurvaturePairs) -> Scalar:
     """1 over the least curvature <s, y> / ||s||^2 of all pairs; 0 without any."""
     curved = jnp.diagonal(pairs.products)
     return jnp.max(jnp.where(curved > 0, jax.vmap(norm)(pairs.s) ** 2 / jnp.where(curved > 0, curved, 1), 0))

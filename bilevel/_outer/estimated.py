@@ -7,6 +7,7 @@ It is a direction's to use and proves nothing; steps are accepted by their value
 
 import math
 
+from .._arguments import positive
 from .._nonsmooth import AbstractNonsmoothProblem
 from .gradient import AbstractGradient
 from .method import ROUNDED
@@ -19,6 +20,9 @@ class Estimated(AbstractGradient):
     """`value_tol`: no step is worth it that lowers the value by less; in the units of g. See `value_descent`."""
 
     value_tol: float | None = None
+
+    def __check_init__(self):
+        positive(value_tol=self.value_tol)
 
     def suits(self, problem, theta, x):
         if not isinstance(problem, AbstractNonsmoothProblem):

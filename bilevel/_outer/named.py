@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from .._inputs import positive
+from .._arguments import positive
 from .._lower.nesterov import Nesterov
 from .._lower.solver import AbstractLowerSolver
 from .._nonsmooth import AbstractNonsmoothProblem
@@ -38,7 +38,6 @@ def quasi_newton(
 
     `solver`: of the lower level; left out, L-BFGS, or Nesterov's method where x is large and h cheap (see `choose`).
     What the solver has learnt of H, L-BFGS's pairs, starts every next solve and preconditions the adjoint."""
-    positive(eps=eps, delta=delta, step=step)
     return Method(Balanced(eps, delta), SlopeTest(step), QuasiNewton(), solver, Secants())
 
 
@@ -51,7 +50,6 @@ def value_descent(value_tol: float | None = None, step: float | None = None) -> 
     length of the first one, about one for each hyperparameter where left out. Raises ValueError for values that are not
     positive and finite.
     """
-    positive(value_tol=value_tol, step=step)
     return Method(Valued(), ValueTest(step), QuasiNewton(), gradient=Estimated(value_tol))
 
 
@@ -76,7 +74,6 @@ def maid(
     of a trial's x; the published one is `Previous()`, others may save some of the trial's cost, and decide nothing.
     Raises ValueError for values that are not positive and finite.
     """
-    positive(eps=eps, delta=delta, step=step)
     return Method(Adaptive(eps, delta), CertifiedBacktracking(step), solver=solver, predictor=predictor)
 
 
@@ -89,7 +86,6 @@ def hoag(
 ) -> Method:
     """HOAG (Pedregosa 2016, arXiv 1602.02355): accuracies by schedule from `tolerance`, a heuristic step. Its numbers
     come with certificates all the same; they decide nothing."""
-    positive(tolerance=tolerance, step=step)
     return Method(Scheduled(schedule, tolerance), HOAGHeuristic(step), solver=solver)
 
 
@@ -124,7 +120,6 @@ def self_tuning(
 
     Raises ValueError for a rank below 1, steps below 2, a sigma that is not positive; TypeError for no optimiser.
     """
-    positive(sigma=sigma)
     response = FittedResponse(rank, steps, sigma)
     return Method(
         Fixed(math.inf, math.inf), Always(), Optax(optimiser), solver, Responding(response), BestResponse(response)

@@ -45,7 +45,7 @@ def move(problem, solver, theta, lower, velocity, t, tau, eps, allowed):
     return descend(Penalised(problem, t), solver, theta, x0, eps, allowed, lower.curvature)
 
 
-class Memory(NamedTuple):
+class Velocities(NamedTuple):
     """t, and (x(s) - xhat)/t for each side s, from which the next x(s) is guessed."""
 
     t: float
@@ -62,7 +62,7 @@ class Penalty(AbstractGradient):
     two_sided: bool = False
 
     def init(self, theta, x):
-        return Memory(math.nan, (zeros(x),) * (1 + self.two_sided))
+        return Velocities(math.nan, (zeros(x),) * (1 + self.two_sided))
 
     def suits(self, problem, theta, x):
         super().suits(problem, theta, x)
@@ -136,7 +136,7 @@ class Penalty(AbstractGradient):
             certificate=weakest(lower.certificate, "proven" if found.certain else "probable"),
         )  # fmt: skip
         base.z, base.headed = found.z, None
-        base.remember(gradient=Memory(t, found.velocities))
+        base.remember(gradient=Velocities(t, found.velocities))
         base.show(base.gradient)
 
 

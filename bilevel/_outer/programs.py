@@ -58,8 +58,9 @@ class Stop(Exception):
 
 
 class Meter:
-    """Runs the programs for one step. Counts and seconds go on from where `state`, a `method.State`, has them, and the
-    solver from the curvature that it last learnt."""
+    """Runs the programs for one step, each past a meter: `counts` is their cost by kind, beside it stand `seconds` and
+    `compile_seconds`, and what `max_cost` does not pay for is not run. All go on from where `state`, a `method.State`,
+    has them, and the solver from the curvature that it last learnt."""
 
     compilations = 0  # of this process, kept by the listener below
 

@@ -32,7 +32,7 @@ from .predict import AbstractPredictor
 FEW = 8  # hyperparameters: all of K is affordable
 
 
-class Response(eqx.Module):
+class LowRank(eqx.Module):
     """K = sum_j u_j v_j^T, and what its fit remembers.
 
     Leaves of `directions` (v_j, like theta) and of `columns` (u_j, like x) have a leading axis of r; so has `velocity`,
@@ -80,16 +80,16 @@ class FittedResponse(eqx.Module):
         """What one fit spends, in gradients of the lower level."""
         return 2 * self.span(size) * self.steps
 
-    def init(self, theta: Vector, x: Vector) -> Response:
+    def init(self, theta: Vector, x: Vector) -> LowRank:
         flat, unravel = ravel_pytree(theta)
         rank = self.span(flat.size)
         basis = jnp.eye(rank, dtype=flat.dtype)
         if rank < flat.size:  # until K is turned, any will do
             basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, rank), flat.dtype))[0].T
         zeros = jax.tree.map(lambda v: jnp.zeros((rank, *v.shape), v.dtype), x)
-        return Response(jax.vmap(unravel)(basis), zeros, zeros, jnp.asarray(0, jnp.int32), jnp.zeros((), flat.dtype))
+        return LowRank(jax.vmap(unravel)(basis), zeros, zeros, jnp.asarray(0, jnp.int32), jnp.zeros((), flat.dtype))
 
-    def fit(self, memory: Response, problem: AbstractProblem, theta: Vector, x: Vector) -> Response:
+    def fit(self, memory: LowRank, problem: AbstractProblem, theta: Vector, x: Vector) -> LowRank:
         """K after T steps around (theta, x)."""
         V, precondition = memory.directions, problem.preconditioner(x, theta)
         known = precondition is None and problem.constants(theta).L is not None
@@ -113,7 +113,7 @@ class FittedResponse(eqx.Module):
         zeros = optax.tree.zeros_like(memory.columns)
         start = memory.columns, memory.velocity, memory.age, L, zeros, (zeros, zeros)
         (U, velocity, age, L, _, _), _ = lax.scan(step, start, length=self.steps)
-        return Response(V, U, velocity, age, L)
+        return LowRank(V, U, velocity, age, L)
 
 
 class Responding(AbstractPredictor):
@@ -131,13 +131,13 @@ class Responding(AbstractPredictor):
         return optax.tree.add(x, respond(memory, optax.tree.sub(trial, theta)))
 
 
-def respond(response: Response, e: Vector) -> Vector:
+def respond(response: LowRank, e: Vector) -> Vector:
     """K e, shaped like x."""
     along = jax.vmap(lambda v: optax.tree.vdot(v, e))(response.directions)
     return jax.tree.map(lambda columns: jnp.tensordot(along, columns, axes=1), response.columns)
 
 
-def pull_back(response: Response, g: Vector) -> Vector:
+def pull_back(response: LowRank, g: Vector) -> Vector:
     """K^T g, shaped like theta."""
     along = jax.vmap(lambda u: optax.tree.vdot(u, g))(response.columns)
     return jax.tree.map(lambda directions: jnp.tensordot(along, directions, axes=1), response.directions)
@@ -190,7 +190,7 @@ def accelerate(
     return y, w, age
 
 
-def turn(response: Response, direction: Vector) -> Response:
+def turn(response: LowRank, direction: Vector) -> LowRank:
     """The response with `direction` as its first v, the oldest v left out, and K restricted to the new span.
 
     Unchanged where K is full, or the direction is zero.
@@ -211,4 +211,4 @@ def turn(response: Response, direction: Vector) -> Response:
         return jnp.tensordot(change, columns, axes=1)
 
     columns, velocity = (jax.tree.map(restrict, stack) for stack in (response.columns, response.velocity))
-    return Response(jax.vmap(unravel)(basis), columns, velocity, response.age, response.L)
+    return LowRank(jax.vmap(unravel)(basis), columns, velocity, response.age, response.L)

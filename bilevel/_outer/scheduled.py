@@ -11,13 +11,18 @@ from typing import NamedTuple
 
 import equinox as eqx
 
+from .._arguments import number, positive
 from .accuracy import AbstractAccuracy
 
 
 class Geometric(eqx.Module):
-    """tolerance_k = tolerance_0 r^k."""
+    """tolerance_k = tolerance_0 r^k, 0 < r <= 1."""
 
     ratio: float = 0.9
+
+    def __check_init__(self):
+        if not 0 < number("ratio", self.ratio) <= 1:
+            raise ValueError(f"ratio must be above 0 and at most 1, so that tolerances fall, not {self.ratio!r}")
 
     def __call__(self, k: int) -> float:
         return self.ratio**k
@@ -27,6 +32,9 @@ class Polynomial(eqx.Module):
     """tolerance_k = tolerance_0 / (k + 1)^p: quadratic for p = 2, cubic for p = 3."""
 
     power: float = 2
+
+    def __check_init__(self):
+        positive(power=self.power)
 
     def __call__(self, k: int) -> float:
         return (k + 1) ** -self.power
@@ -50,6 +58,11 @@ class Scheduled(AbstractAccuracy):
 
     schedule: Geometric | Polynomial
     tolerance: float = 0.1
+
+    def __check_init__(self):
+        if not isinstance(self.schedule, Geometric | Polynomial):
+            raise TypeError(f"schedule must be bilevel.Geometric(0.9) or bilevel.Polynomial(2), not {self.schedule!r}")
+        positive(tolerance=self.tolerance)
 
     def at(self, place: Place) -> Place:
         tolerance = self.tolerance * self.schedule(place.accepted) * place.shrunk

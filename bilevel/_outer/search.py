@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 
+from .._arguments import positive
 from .direction import Heading
 from .reached import Interval, Reached
 
@@ -88,6 +89,9 @@ class AbstractStep(AbstractSearch):
     each hyperparameter."""
 
     step: eqx.AbstractVar[float | None]
+
+    def __check_init__(self):
+        positive(step=self.step)
 
     def init(self, norm_g_x):
         return Step(math.nan, math.nan, 0, 0)

@@ -12,6 +12,7 @@ expected decrease asks.
 import math
 from typing import ClassVar, NamedTuple
 
+from .._arguments import positive
 from .search import AbstractSearch, Judgement, Verdict, allowance
 
 TRIALS = 12  # after which the accuracy of z is to blame
@@ -38,6 +39,9 @@ class SlopeTest(AbstractSearch):
     step: float | None = None
     decrease: float = 1e-4
     corrects: ClassVar[bool] = True
+
+    def __check_init__(self):
+        positive(step=self.step)
 
     def init(self, norm_g_x):
         return Slope(math.nan, math.nan, 1.0, norm_g_x, 0, False)

@@ -13,6 +13,7 @@ import math
 
 import optax
 
+from .._arguments import given
 from .._certificate.value import Point
 from .._linalg.sharding import zeros
 from .._linalg.vectors import Vector
@@ -48,7 +49,7 @@ class Method(AbstractMethod):
             part = getattr(self, field.name)
             if not isinstance(part, field.type):
                 wanted = getattr(field.type, "__name__", "AbstractLowerSolver")
-                raise TypeError(f"{field.name} must be an {wanted}, not {type(part).__name__}")
+                raise TypeError(f"{field.name} must be an {wanted}, not {given(part)}")
 
     def settle(self, problem, theta0, x0):
         self.gradient.suits(problem, theta0, x0)

@@ -10,6 +10,7 @@ ends where z promises t/2 or less.
 import math
 from typing import NamedTuple
 
+from .._arguments import positive
 from .search import AbstractSearch, Judgement, Verdict, allowance
 from .slope_test import CUT, FARTHER, TRIALS
 
@@ -30,6 +31,9 @@ class ValueTest(AbstractSearch):
     """`step`: the length of the first step, the root of theta's size where left out."""
 
     step: float | None = None
+
+    def __check_init__(self):
+        positive(step=self.step)
 
     def init(self, norm_g_x):
         return Trials(math.nan, math.nan, 1.0, norm_g_x, 0.0, 0)

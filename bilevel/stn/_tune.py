@@ -26,7 +26,7 @@ from .loaders import source
 from .method import Method, delta_stn
 from .running import run
 from .space import Space
-from .train import Losses, State, raised, train_step, valid_step
+from .train import Losses, Training, raised, train_step, valid_step
 
 
 def tune(
@@ -113,7 +113,7 @@ def _program(losses, metrics, batch_size):
 
 def prepare(
     model: PyTree, space: Space, method: Method, train_loss: Callable, valid_loss: Callable
-) -> tuple[Losses, State]:
+) -> tuple[Losses, Training]:
     """The losses, and the state before the first step."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
     double = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
@@ -121,10 +121,10 @@ def prepare(
     return losses, start(model, space, method)
 
 
-def start(model: PyTree, space: Space, method: Method) -> State:
+def start(model: PyTree, space: Space, method: Method) -> Training:
     """The state before the first step; u and rho are float32, float64 if JAX has it, whatever the weights are."""
     params, _ = raised(eqx.filter(model, eqx.is_inexact_array))
     phi, w = eqx.partition(params, responses(params))
     u, rho = space.start()
     pairs = ((method.weights, w), (method.responses, phi), (method.hyper, u), (method.scales, rho))
-    return State(w, phi, u, rho, tuple(optimiser.init(tree) for optimiser, tree in pairs), jnp.zeros((), jnp.int32))
+    return Training(w, phi, u, rho, tuple(optimiser.init(tree) for optimiser, tree in pairs), jnp.zeros((), jnp.int32))

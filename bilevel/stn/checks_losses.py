@@ -20,13 +20,13 @@ from .._certificate.dependence import reads
 from ._bind import bind, is_drop, set_offset
 from ._effective import effective
 from .compiled import compiled
-from .train import Losses, State
+from .train import Losses, Training
 
 KEYS, EXAMPLES, VALUES = 32, 8, 16
 REACH = 6.0  # values tried lie this far from the start at most, in u
 
 
-def check_losses(losses: Losses, state: State, train: PyTree, valid: PyTree, key: PRNGKeyArray) -> None:
+def check_losses(losses: Losses, state: Training, train: PyTree, valid: PyTree, key: PRNGKeyArray) -> None:
     """Raises ValueError or TypeError that says what to write instead; warns of a value that moves nothing."""
     params = eqx.combine(state.weights, state.responses)
     _scalars(losses, state, params, train, valid, key)

@@ -1,7 +1,7 @@
 """Compiled programs, kept for the next call that would compile the same: told by their text, not by who wrote it.
 
 A run's losses are closures, new at every call, so JAX's own cache does not know them again. But two traces with one
-jaxpr, the same arrays closed over and arguments of one structure and layout are the same program.
+jaxpr, the same arrays closed over and arguments of one structure and placement are the same program.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ _programs: OrderedDict[Any, Any] = OrderedDict()
 
 def compiled(traced: jax.stages.Traced, *arguments: Any) -> jax.stages.Compiled:
     """The executable; `arguments` are those that it was traced for."""
-    layout = str([getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)])
-    key = text(traced), traced.in_tree, traced.out_tree, layout, jax.config.jax_enable_x64
+    placed = str([getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)])
+    key = text(traced), traced.in_tree, traced.out_tree, placed, jax.config.jax_enable_x64
     if key not in _programs:
         _programs[key] = traced.lower().compile(quickly() if small(arguments) else None)
         if len(_programs) > KEPT:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .. import _checkpoint as checkpoints
+from .._arguments import yes
 from .._bar import bar
 from .epochs import OUTCOMES
 
@@ -54,7 +55,7 @@ def run(
                 )
                 line.update()
                 outcome = _next(history, patience, outcome)
-                if callback is not None and callback(describe(state, best, history, outcome, compile_seconds)) is True:
+                if callback is not None and yes(callback(describe(state, best, history, outcome, compile_seconds))):
                     outcome = OUTCOMES.stopped
             else:
                 outcome = OUTCOMES.non_finite

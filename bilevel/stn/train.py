@@ -32,7 +32,7 @@ from .method import Method
 from .space import Space
 
 
-class State(eqx.Module):
+class Training(eqx.Module):
     """What the next step needs: w and phi (trees like the model with None elsewhere), u and rho, (H,), the states of
     the four optimisers, and how many training steps were made."""
 
@@ -114,13 +114,13 @@ class Losses(eqx.Module):
         model = eqx.nn.inference_mode(bind(self.model(params), offset, None))
         return (self.valid_loss if measure is None else measure)(model, batch)
 
-    def current(self, state: State, batch: PyTree, measure: Callable | None = None) -> Array:
+    def current(self, state: Training, batch: PyTree, measure: Callable | None = None) -> Array:
         """The same at the current hyperparameters."""
         params = eqx.combine(state.weights, state.responses)
         return self.response(params, None if self.method.centred else state.u, batch, measure)
 
 
-def train_step(losses: Losses, state: State, batch: PyTree, key: PRNGKeyArray) -> tuple[State, Float[Array, ""]]:
+def train_step(losses: Losses, state: Training, batch: PyTree, key: PRNGKeyArray) -> tuple[Training, Float[Array, ""]]:
     """One step of w and phi; and the training loss before it, of w's own equation."""
     method, (one, two) = losses.method, jax.random.split(key)
     w_state, phi_state, *others = state.optimisers
@@ -140,10 +140,10 @@ def train_step(losses: Losses, state: State, batch: PyTree, key: PRNGKeyArray) -
         weights, w_state = descend(method.weights, dw, w_state, state.weights, loss)
         fit = loss
     responses, phi_state = descend(method.responses, dphi, phi_state, state.responses, fit)
-    return State(weights, responses, state.u, state.rho, (w_state, phi_state, *others), state.steps + 1), loss
+    return Training(weights, responses, state.u, state.rho, (w_state, phi_state, *others), state.steps + 1), loss
 
 
-def valid_step(losses: Losses, state: State, batch: PyTree, key: PRNGKeyArray) -> State:
+def valid_step(losses: Losses, state: Training, batch: PyTree, key: PRNGKeyArray) -> Training:
     """One step of u, and of rho where scales are learned."""
     method, params = losses.method, eqx.combine(state.weights, state.responses)
     loss, (du, drho) = jax.value_and_grad(losses.validation)((state.u, state.rho), params, batch, key)
@@ -152,7 +152,7 @@ def valid_step(losses: Losses, state: State, batch: PyTree, key: PRNGKeyArray) -
     rho = state.rho
     if method.learn_scales:
         rho, rho_state = descend(method.scales, drho, rho_state, rho, loss)
-    return State(state.weights, state.responses, u, rho, (*others, u_state, rho_state), state.steps)
+    return Training(state.weights, state.responses, u, rho, (*others, u_state, rho_state), state.steps)
 
 
 def raised(params: PyTree) -> tuple[PyTree, tuple[Any, ...] | None]:
