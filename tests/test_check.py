@@ -61,7 +61,7 @@ def test_nothing_is_said_of_problems_that_keep_their_word(capsys):
 
 
 @pytest.mark.parametrize("name, lie, words", [
-    ("mu", 1.7, "declared 1.7-strongly convex, but curves only 1.*Correct Constants"),
+    ("mu", 1.5, "declared 1.5-strongly convex, but curves only 1.*Correct Constants"),
     ("L", 1.5, "L is declared as 1.5"), ("L_upper", 0.9, "L_upper is declared as 0.9"),
     ("L_upper_theta", 0.1, "L_upper_theta is declared as 0.1"), ("L_hessian", 0.2, "L_hessian is declared as 0.2"),
     ("L_cross", 0.4, "L_cross is declared as 0.4"), ("J", 0.5, "J is declared as 0.5 by bounds"),
@@ -134,6 +134,8 @@ TERMS = {
     "kink": lambda x, theta: jnp.sum(jnp.abs(x)),
     "concave": lambda x, theta: -0.6 * x[0] ** 2,
     "nan": lambda x, theta: jnp.sqrt(x[0] - 1.0),
+    "far kink": lambda x, theta: 0.3 * jnp.abs(x[0] - 20),
+    "far bump": lambda x, theta: -3 * jnp.exp(-jnp.sum((x - 15) ** 2) / 2),
     "late nan": lambda x, theta: 0.0 * jnp.sum(jnp.sqrt(1.0 - (x - theta) ** 2)),
 }
 
@@ -144,6 +146,8 @@ TERMS = {
     ("kink", 0.0, "does not match finite differences|could not be solved"),
     ("concave", 0.0, "curves only -0.2"), ("nan", 0.0, "lower is not finite at the starting point"),
     ("late nan", 0.0, "is not finite at a distance"),
+    ("far kink", 0.0, r"jumps by 0.\d+ at a distance of 2e\+01 .*it has a kink there"),
+    ("far bump", 0.0, r"curves only -0.\d+ in some direction at a distance of"),
     ("none", -1.0, "upper is declared convex in x, but curves -1"),
 ])  # fmt: skip
 def test_code_that_breaks_a_promise_is_described(term, sign, words):
@@ -154,6 +158,21 @@ def test_code_that_breaks_a_promise_is_described(term, sign, words):
     assert any(re.search(words, message) for message in found), found
     starts = [message[:30] for message in found]
     assert len(starts) == len(set(starts)) and len(found) <= 6
+
+
+def test_a_second_derivative_that_jumps_has_no_lipschitz_constant():
+    """Huber's, which is C1: whatever L_hessian is declared."""
+
+    class Huber(Simple):
+        def lower(self, x, theta):
+            r = 3 * x
+            return 0.5 * jnp.sum((x - theta) ** 2) + jnp.sum(jnp.where(jnp.abs(r) <= 1, r**2 / 2, jnp.abs(r) - 0.5))
+
+        def constants(self, theta):
+            return bilevel.Constants(mu=1.0, L_upper=1.0, L_hessian=50.0, L_cross=0.0)
+
+    found = bilevel.check_problem(Huber(jnp.asarray(0.0), jnp.asarray(0)), jnp.array([0.3, -0.7, 0.5]))
+    assert len(found) == 1 and re.search("L_hessian is declared as 50 .*Its second derivative jumps", found[0])
 
 
 def test_a_metric_that_is_too_heavy_is_caught(capsys):
