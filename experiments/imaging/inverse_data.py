@@ -23,9 +23,8 @@ BRAIN, DIGEST = "mri/colin27.npz", "a0a1d43bacb904a8e595849abc6fdf6fa1b98afd27ff
 LEARN, TEST = (0, 1, 8, 9, 16), (4, 5, 12, 13, 19)
 TASKS = ("deblurring", "inpainting", "masked Fourier", "tomography")
 OF_BERKELEY = TASKS[:2]
-# In tomography every other slice, fewer pixels and angles: the sparse matrix of 60 angles at 128 x 128 takes 120 ms a
-# gradient of three images. 30 at 64 x 64 measure as many numbers a pixel.
-SIZES, STEPS, ANGLES = {"masked Fourier": 96, "tomography": 64}, {"masked Fourier": 1, "tomography": 2}, 30
+SIZES, ANGLES = {"masked Fourier": 96, "tomography": 128}, 60
+STEPS = {"masked Fourier": 1, "tomography": 2}  # of the lists above; every other slice
 
 
 class Level(NamedTuple):

@@ -69,7 +69,7 @@ def one(log: record.Log, task: str, kind: str, way: str, level: Level, smoke: bo
     theta = jax.tree.map(lambda leaf: np.asarray(leaf, float), before.theta)
     scaled = Scaled(before.regulariser, jax.device_put(theta))
     if way == "grid":
-        return by_grid(log, name, scaled, level)
+        return by_grid(log, name, scaled, level, SCALES[:: 7 if smoke else 1])
     R, start, box = scaled, {"scale": START, "elastic": ELASTIC}, None
     if way == "weight":
         box = {"scale": -10.0, "elastic": ELASTIC}, {"scale": 3.0, "elastic": ELASTIC}
@@ -87,17 +87,17 @@ def one(log: record.Log, task: str, kind: str, way: str, level: Level, smoke: bo
     return Learnt(R, jax.tree.map(np.asarray, found.theta))
 
 
-def by_grid(log: record.Log, name: str, scaled: Scaled, level: Level) -> Learnt:
+def by_grid(log: record.Log, name: str, scaled: Scaled, level: Level, scales: np.ndarray) -> Learnt:
     """The scale whose images are nearest to the clean ones; each solve goes on from the last."""
     clock, problem, cost, x = Clock(), level.problem(scaled), 0, None
-    log.write("config", f"{name}, solving", scales=list(SCALES))
+    log.write("config", f"{name}, solving", scales=list(scales))
     values = []
-    for scale in tqdm(SCALES, desc=name, disable=None):
+    for scale in tqdm(scales, desc=name, disable=None):
         theta = {"scale": scale, "elastic": ELASTIC}
         found = bilevel.solve_lower(problem, theta, eps=ACCURACY * level.clean.size**0.5, x0=x)
         x, cost = found.x, cost + spent(found)
         values.append(float(np.sum((np.asarray(x) - level.clean) ** 2) / (2 * len(x))))
-    best = float(SCALES[int(np.argmin(values))])
+    best = float(scales[int(np.argmin(values))])
     log.write("end", f"{name}, solving", values=values, best=best, cost=cost, **clock.read())
     return Learnt(scaled, {"scale": best, "elastic": ELASTIC})
 

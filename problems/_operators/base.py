@@ -65,7 +65,7 @@ def misfit(operator, x, y):
 @functools.partial(misfit.defjvp, symbolic_zeros=True)
 def misfit_jvp(primals, tangents):
     (operator, x, y), (of_operator, v, dy) = primals, tangents
-    if not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(of_operator, is_leaf=_zero)):
+    if not given(of_operator):
         raise NotImplementedError("an operator is given: there is no derivative in its own arrays")
     r = operator.apply(x) - y
     value = jnp.sum(r**2) / 2
@@ -75,6 +75,11 @@ def misfit_jvp(primals, tangents):
     if not isinstance(dy, SymbolicZero):
         change -= jnp.sum(r * dy)
     return value, change
+
+
+def given(tangents):
+    """Whether nothing is to be differentiated in what these are the tangents of."""
+    return all(_zero(leaf) for leaf in jax.tree.leaves(tangents, is_leaf=_zero))
 
 
 def _zero(leaf):

@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import linear_call
 
 from ..inputs import floats
 from .base import AbstractOperator
@@ -47,11 +46,10 @@ class Matrix(AbstractOperator):
 
     def apply(self, x):
         n, channels = len(x), x.shape[3:]
-        return _stack(_product(self.by_rows, self.by_columns, _vectors(x.reshape(n, -1, *channels))), n, channels)
+        return _stack(self.by_rows(_vectors(x.reshape(n, -1, *channels))), n, channels)
 
     def adjoint(self, y):
-        found = _stack(_product(self.by_columns, self.by_rows, _vectors(y)), len(y), y.shape[2:])
-        return found.reshape(self.image_shape(y.shape))
+        return _stack(self.by_columns(_vectors(y)), len(y), y.shape[2:]).reshape(self.image_shape(y.shape))
 
     def extremes(self, shape):
         return 0.0, self.largest
@@ -63,11 +61,6 @@ class Matrix(AbstractOperator):
                 "with channels (n, measurements, channels)"
             )
         return (shape[0], *self.shape, *shape[2:])
-
-
-def _product(A, At, v):
-    """A v, and At for its transpose in derivatives."""
-    return linear_call(lambda both, v: both[0](v), lambda both, v: both[1](v), (A, At), v)
 
 
 def _vectors(stack):
