@@ -10,6 +10,8 @@ in families.py. A violation ends the program with an error, after its tables and
 import concurrent.futures
 import multiprocessing
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ SHOWN = ("x", "value", "corrected", "gradient")
 attacked = 0  # by this process
 
 
-def attack_named(name: str, count: int) -> dict[str, Any]:
+def attack_named(everything: Callable, name: str, count: int) -> dict[str, Any]:
     global attacked
     attacked += 1
     if attacked % KEPT == 0:
@@ -37,14 +39,14 @@ def attack_named(name: str, count: int) -> dict[str, Any]:
     return attack(everything()[name], count)
 
 
-def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
-    """Every family that is not in the log, on all cores."""
+def solve(everything: Callable, log: record.Log, packaged: bool, smoke: bool) -> None:
+    """Every family of `everything()` that is not in the log, on all cores."""
     families = everything()
     left = [name for k, name in enumerate(families) if name not in log.finished() and (not smoke or k % 12 == 0)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with concurrent.futures.ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         counts = {name: 4 if smoke else families[name].count for name in left}
-        running = {pool.submit(attack_named, name, counts[name]): name for name in left}
+        running = {pool.submit(attack_named, everything, name, counts[name]): name for name in left}
         for k, future in enumerate(concurrent.futures.as_completed(running)):
             name, found = running[future], future.result()
             log.write("config", name, dtype=families[name].dtype.__name__, **record.environment())
@@ -53,7 +55,7 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
             print(f"{k + 1}/{len(left)} {name}: {found['draws']} draws, {wrong} violations", flush=True)
 
 
-def grouped(runs: dict[str, record.Run]) -> dict[str, list[dict[str, Any]]]:
+def grouped(everything: Callable, runs: dict[str, record.Run]) -> dict[str, list[dict[str, Any]]]:
     """The families whose names agree up to the colon, together."""
     groups: dict[str, list] = {}
     for name in everything():
@@ -79,8 +81,8 @@ def row(name: str, ends: list[dict[str, Any]]) -> tuple:
     return name, counts["draws"], *cells, held, counts["blunt"]
 
 
-def report(runs: dict[str, record.Run]) -> None:
-    groups = grouped(runs)
+def report(everything: Callable, runs: dict[str, record.Run]) -> None:
+    groups = grouped(everything, runs)
     rows = [row(name, ends) for name, ends in groups.items()]
     rows.append(row("all", [end for ends in groups.values() for end in ends]))
     header = ("largest true/bound (violations)", "draws", *SHOWN, "wrong converged", "rises", "estimates held", "blunt")
@@ -94,10 +96,10 @@ def report(runs: dict[str, record.Run]) -> None:
     print(console.table(("result", "how often"), sorted(results.items(), key=lambda item: -item[1])))
 
 
-def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
+def draw(everything: Callable, runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     """Of each group and quantity the histogram of log10(bound / true), dark where most draws are."""
     style.use()
-    groups = grouped(runs)
+    groups = grouped(everything, runs)
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(12, 0.19 * len(groups) + 1.2), sharey=True)
     for a, quantity in zip(axes, SHOWN, strict=True):
         rows = np.zeros((len(groups), len(EDGES) - 1))
@@ -117,5 +119,9 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
         raise SystemExit(f"{violations} violations: the log names draws of each family under `examples`")
 
 
+def main(name: str, description: str, everything: Callable) -> None:
+    console.main(name, description, *(partial(part, everything) for part in (solve, report, draw)))
+
+
 if __name__ == "__main__":
-    console.main("attack", "The certificates against references in 80-bit floats.", solve, report, draw)
+    main("attack", "The certificates against references in 80-bit floats.", everything)

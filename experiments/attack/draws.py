@@ -103,10 +103,24 @@ def draw_foe(rng, dtype, learned=LEAVES, boundary="valid", shape=(1, 5, 5), filt
 def refer_foe(draws: list[Draw]) -> Reference:
     problem, B = draws[0][0], len(draws)
     leaves = {name: real(np.stack([{**p.fixed, **t}[name] for p, t in draws])) for name in LEAVES}
-    n, height, width = problem.noisy.shape
-    F, size = leaves["filters"].shape[1:3]
+    terms, cross = experts(leaves, problem.noisy.shape, problem.boundary)
+    y, clean = (collect(draws, name).reshape(B, -1) for name in ("noisy", "clean"))
+    learned = [name for name in LEAVES if name in draws[0][1]]
+
+    def columns(x):
+        kinds = cross(x)
+        return np.concatenate([kinds[name].reshape(B, x.shape[1], -1) for name in learned], axis=2)
+
+    one = np.ones_like(y)
+    return Reference(Lower(terms, one, y), columns, squares_to(clean, len(problem.noisy)), one[:, 0], one)
+
+
+def experts(leaves: dict[str, np.ndarray], shape: tuple[int, ...], boundary: str) -> tuple[Terms, Any]:
+    """The regulariser, and x -> the columns of J by leaf."""
+    n, height, width = shape
+    B, F, size = leaves["filters"].shape[:3]
     number = np.arange(n * height * width).reshape(n, height, width)
-    if problem.boundary == "reflect":
+    if boundary == "reflect":
         margin = ((size - 1) // 2, size // 2)
         number = np.pad(number, ((0, 0), margin, margin), mode="reflect")
     rows, columns = number.shape[1] - size + 1, number.shape[2] - size + 1
@@ -121,7 +135,6 @@ def refer_foe(draws: list[Draw]) -> Reference:
     w = np.repeat(np.exp(leaves["scale"][:, None] + leaves["weights"]) / 2, P, axis=1)
     nu = np.repeat(np.exp(leaves["smoothings"]), P, axis=1)
     terms = Terms("root", K, np.zeros((B, F * P, 1), Real), w, nu)
-    y, clean = (collect(draws, name).reshape(B, -1) for name in ("noisy", "clean"))
 
     def cross(x):
         r = terms.residual(x)[..., 0]
@@ -132,18 +145,15 @@ def refer_foe(draws: list[Draw]) -> Reference:
 
         slope, bend = w * r / R, (w * nu**2 / R**3).reshape(B, F, P)
         patches = np.einsum("tpn,bn->btp", S, x)
-        kinds = {
+        return {
             "filters": np.einsum("bfp,tpn->bnft", slope.reshape(B, F, P), S)
             + np.einsum("bfp,btp,bfpn->bnft", bend, patches, K.reshape(B, F, P, -1)),
             "scale": terms.pull((r / R)[..., None])[..., None],
             "smoothings": by_filter(-r * nu**2 / R**3),
             "weights": by_filter(r / R),
         }
-        learned = draws[0][1]
-        return np.concatenate([kinds[name].reshape(B, x.shape[1], -1) for name in LEAVES if name in learned], axis=2)
 
-    one = np.ones_like(y)
-    return Reference(Lower(terms, one, y), cross, squares_to(clean, n), one[:, 0], one)
+    return terms, cross
 
 
 # Multinomial logistic regression.

@@ -6,11 +6,12 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.problems import FieldsOfExperts, LogisticRegression, TotalVariation
+from bilevel.problems import FieldsOfExperts, LogisticRegression, Restoration, TotalVariation
 from experiments.attack.draws import Draw, collect, each, power, refer_foe, refer_logistic, refer_tv, rows
 from experiments.attack.problems import Cubic, LeastSquares, Quartic, Scaled
 from experiments.attack.references import Lower, Reference
 from experiments.attack.regression import Regression
+from experiments.attack.restorations import refer_restoration
 from experiments.attack.terms import Real, Terms, real
 
 
@@ -140,6 +141,7 @@ REFER = {
     TotalVariation: refer_tv,
     FieldsOfExperts: refer_foe,
     LogisticRegression: refer_logistic,
+    Restoration: refer_restoration,
     LeastSquares: refer_squares,
     Regression: refer_regression,
     Quartic: refer_quartic,

@@ -58,7 +58,7 @@ class Terms(NamedTuple):
 
     def rounding(self, x):
         """2 u |K|^T w (|phi'| + |phi''| (|K| |x| + |k|)), entry by entry: twice u times what the gradient adds up."""
-        sizes = self._replace(K=np.abs(self.K), k=-np.abs(self.k))
+        sizes = self._replace(K=np.abs(self.K), k=-np.abs(self.k), w=np.abs(self.w))
         inner = np.einsum("bmst,bmt->bms", np.abs(self.curvature(x)), sizes.residual(np.abs(x)))
         return 2 * U * sizes.pull(np.abs(SLOPES[self.phi](self.residual(x), self.shape)) + inner)
 
