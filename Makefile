@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 # RESUME=1: go on with the log.
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
-IMAGING := bsd68_choice bsd68 kodak256 colour inverse blind
+IMAGING := bsd68_choice bsd68 bsd68_levels bsd68_time kodak256 colour inverse blind
 STATISTICS := penalties floors
 SCALE := cleaning
 NETWORKS := exactness optima ablation fashion lstm
@@ -35,7 +35,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack bench bench-full reproduce networks responses front-door first-order growth gallery tables docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics scale clean
+.PHONY: help demo demo-figure test test-full lint attack attack-imaging bench bench-full reproduce networks responses front-door first-order growth gallery tables docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics scale clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -82,6 +82,9 @@ lint: $(LINT)  ## ruff: rules and format; codespell: spelling; pyright: the exam
 
 attack: $(READY)  ## the certificates against references in 80-bit floats: 29 000 draws, a quarter of an hour; SMOKE=1: a few
 	$(BIN)/python -m experiments.attack.attack $(MODE)
+
+attack-imaging: $(READY)  ## the same of image restoration, every operator with every regulariser: 3 000 draws, minutes
+	$(BIN)/python -m experiments.attack.attack_imaging $(MODE)
 
 bench: $(PEERS)  ## speed of kernels and lower-level solvers; cost and seconds to target, methods x problems, in minutes
 	$(BIN)/python -m experiments.benchmarks.bench_kernels

@@ -31,11 +31,12 @@ class FieldsOfExperts(Restoration):
     - `clean`: (n, height, width), float32 or float64, in [0, 1]; None to denoise only (`upper` then raises).
     - `noisy`: the same shape and dtype, finite, within [-9, 10] (intensities in [0, 1] plus noise).
     - `fixed`: leaves of theta that are held constant, by name; theta has the others.
-    - `boundary`: "valid", patches inside the image only; "reflect", the image mirrored by half a filter, as published.
+    - `boundary`: "reflect", the image mirrored by half a filter, as published; "valid", patches inside the image only.
 
-    scale, weights and smoothings are logs. x has the shape of `noisy`. JAX arrays keep their sharding over the images.
-    Raises TypeError for dtypes and ValueError for shapes and values, those of theta where it is first used. All
-    constants are proven: `Experts` has them. It is `Restoration(clean, noisy, Experts())`.
+    scale, weights and smoothings are logs; `Experts().start()` makes a theta to learn from, `initial` the published
+    one. x has the shape of `noisy`. JAX arrays keep their sharding over the images. Raises TypeError for dtypes and
+    ValueError for shapes and values, those of theta where it is first used. All constants are proven: `Experts` has
+    them. It is `Restoration(clean, noisy, Experts())`.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class FieldsOfExperts(Restoration):
         noisy: ArrayLike,
         *,
         fixed: Mapping[str, ArrayLike] | None = None,
-        boundary: str = "valid",
+        boundary: str = "reflect",
     ):
         super().__init__(*pairs(clean, noisy), Experts(fixed=fixed, boundary=boundary))
 

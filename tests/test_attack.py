@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bilevel import Nesterov
-from experiments.attack import checks, families, own
+from experiments.attack import attack_imaging, checks, families, own
 
 FAMILIES = {
     "TV isotropic elastic: float32, LBFGS": 60,
@@ -19,19 +19,25 @@ FAMILIES = {
     "huber in units: float32, LBFGS": 60,
     "quartic: float32, LBFGS": 60,
     "descents, least squares, small g, box": 12,
+    "blur, ridge: float32": 12,
+    "identity, weak ridge: float64": 12,
+    "Fourier, experts: float32": 12,
 }
+EVERYTHING = families.everything() | attack_imaging.restorations()
 
 
 # `make attack` has all of them; half of these wait for `make test-full`
 FULL = {
-    name for name in FAMILIES if any(part in name for part in ("FoE", "fitted", "L unknown", "in units", "quartic"))
+    name
+    for name in FAMILIES
+    if any(part in name for part in ("FoE", "fitted", "L unknown", "in units", "quartic", "ridge", "experts"))
 }
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in FULL else ()) for n in FAMILIES])
 def test_no_certificate_is_violated(name):
     """x, value, corrected value and gradient; no wrong `converged`, no accepted step that raises f."""
-    found = checks.attack(families.everything()[name], FAMILIES[name])
+    found = checks.attack(EVERYTHING[name], FAMILIES[name])
     wrong = {quantity: told["violations"] for quantity, told in found["quantities"].items() if told["violations"]}
     assert not wrong, found["examples"]  # [[true / bound, quantity, draw], ...]
     assert sum(told["count"] for told in found["quantities"].values()) >= 3 * FAMILIES[name]

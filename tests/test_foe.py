@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from problems_for_tests import batched, stack, truth
 
-from bilevel import RESULTS, NewtonCG, check_problem
+from bilevel import RESULTS, NewtonCG, check_problem, problems
 from bilevel._certificate.gradient import differentiate
 from bilevel._certificate.value import evaluate
 from bilevel._outer.programs import UNLIMITED
@@ -299,6 +299,14 @@ def test_starting_filters():
     np.testing.assert_allclose(jnp.std(theta["filters"]), 7**-0.5, rtol=0.05)
     assert_close(initial(jax.random.key(0)), theta)
     assert initial(1, 5, 3, np.float32)["filters"].dtype == jnp.float32
+
+    learnt = {"weight": jnp.asarray(-1.5), "smoothing": jnp.asarray(-3.0)}
+    x = jnp.zeros((1, 8, 7)).at[0, 2:5, 3:5].set(0.7)  # it is total variation, but where x ends
+    theta = problems.Experts().start(learnt, size=3)
+    assert theta["filters"].shape == (8, 3, 3) and theta["scale"] == -1.5
+    np.testing.assert_allclose(problems.Experts().value(x, theta), problems.TV().value(x, learnt), rtol=1e-3)
+    with pytest.raises(ValueError, match="room for"):
+        problems.Experts().start(size=2)
 
     filters = dct_filters(5).reshape(24, 25)
     np.testing.assert_allclose(filters @ filters.T, np.eye(24), atol=1e-14)

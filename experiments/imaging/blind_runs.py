@@ -28,6 +28,7 @@ FROM = {
 KINDS = {"TV": problems.TV(isotropic=True), "ridge": problems.Ridge()}
 ALONE = ("SURE", "pixels left out", "calibrate_denoiser")
 SIDE, STEPS = 128, 60  # of the crops that are tested, and how many mini-batches
+MOST = 10_000  # what an image alone may cost: far above what most need to converge
 WEIGHTS = np.geomspace(0.03, 0.5, 10)  # of denoise_tv_chambolle
 
 
@@ -114,7 +115,7 @@ def alone(log: record.Log, name: str, here: Setting) -> None:
     way = {"SURE": by_itself, "pixels left out": by_itself, "calibrate_denoiser": by_scikit_image}[name]
     psnr, costs, began = [], [], time.process_time()
     for clean, noisy in zip(here.clean, tqdm(here.noisy, desc=f"alone, {name}", disable=None), strict=True):
-        x, cost = way(noisy, name, 60 if here.smoke else 800)
+        x, cost = way(noisy, name, 60 if here.smoke else MOST)
         psnr.append(float(data.psnr(x, clean)))
         costs.append(cost)
     log.write("config", f"each image alone, {name}", **here.config)

@@ -13,17 +13,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from bilevel import Bounds, Constants
 from bilevel._leaves import finite
 
-from ..filters import Filters
+from ..filters import Filters, dct_products
 from ..inputs import dense
 from .by_image import ImageByImage, grey
 from .patches import blocks, experts, logs_constant, margins, measures
-from .tv import C3
+from .tv import C3, TV
 
 SHAPES = {"scale": "()", "weights": "(K,)", "smoothings": "(K,)", "filters": "(K, s, s)"}
 
@@ -32,19 +32,41 @@ class Experts(ImageByImage):
     """`Experts()`; theta a dict: scale (), weights (K,), smoothings (K,), filters (K, s, s).
 
     - `fixed`: leaves of theta that are held constant, by name; theta has the others.
-    - `boundary`: "valid", patches inside the image only; "reflect", the image mirrored by half a filter, as published.
+    - `boundary`: "reflect", the image mirrored by half a filter, as published; "valid", patches inside the image only,
+      which regularises its border less.
 
     scale, weights and smoothings are logs. The channels of a colour image are treated as grey images that share theta.
+    `start` makes a theta to learn from.
     `shards`, on how many devices the images lie, is for `Restoration` to say.
     Raises TypeError for dtypes and ValueError for values; those of theta where it is first used.
     """
 
     fixed: Mapping[str, ArrayLike] | None = eqx.field(default=None, converter=lambda fixed: _numbers(fixed or {}))
-    boundary: str = eqx.field(default="valid", static=True)
+    boundary: str = eqx.field(default="reflect", static=True)
 
     def __check_init__(self):
         if self.boundary not in ("valid", "reflect"):
             raise ValueError(f'boundary must be "valid" or "reflect", not {self.boundary!r}')
+
+    def start(self, variation: Mapping[str, ArrayLike] | None = None, size: int = 7, dtype: DTypeLike = float):
+        """A theta that is total variation, but for the image's border: learning starts where that has ended.
+
+        - `variation`: a theta of `TV()`, learnt on the same images; by default the one that `TV` starts from.
+        - `size`: s, at least 3. s^2 - 1 filters s x s: two differences of neighbours, with the weight and smoothing of
+          `variation`, and DCT filters, of a weight of e^-9 of theirs. Raises ValueError for a smaller one.
+
+        What is `fixed` is left out.
+        """
+        if size < 3:
+            raise ValueError(f"size must be at least 3, not {size}: there is to be room for differences and others")
+        variation, at = variation or TV().start(), (size - 1) // 2
+        filters, weights = np.array(dct_products(size)), np.full(size**2 - 1, -9.0)
+        filters[:2], weights[:2] = 0, 0
+        for k, (i, j) in enumerate(((0, 1), (1, 0))):
+            filters[k, at, at], filters[k, at + i, at + j] = -1, 1
+        leaves = {"scale": variation["weight"], "weights": weights, "filters": filters}
+        leaves["smoothings"] = np.full(size**2 - 1, variation["smoothing"])
+        return {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items() if name not in self.fixed}
 
     def value(self, x, theta):
         B, a, _ = self.scaled(theta)
