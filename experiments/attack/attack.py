@@ -11,7 +11,6 @@ import concurrent.futures
 import multiprocessing
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def attack_named(everything: Callable, name: str, count: int) -> dict[str, Any]:
     return attack(everything()[name], count)
 
 
-def solve(everything: Callable, log: record.Log, packaged: bool, smoke: bool) -> None:
+def solve(log: record.Log, packaged: bool, smoke: bool, everything: Callable = everything) -> None:
     """Every family of `everything()` that is not in the log, on all cores."""
     families = everything()
     left = [name for k, name in enumerate(families) if name not in log.finished() and (not smoke or k % 12 == 0)]
@@ -55,7 +54,7 @@ def solve(everything: Callable, log: record.Log, packaged: bool, smoke: bool) ->
             print(f"{k + 1}/{len(left)} {name}: {found['draws']} draws, {wrong} violations", flush=True)
 
 
-def grouped(everything: Callable, runs: dict[str, record.Run]) -> dict[str, list[dict[str, Any]]]:
+def grouped(runs: dict[str, record.Run], everything: Callable) -> dict[str, list[dict[str, Any]]]:
     """The families whose names agree up to the colon, together."""
     groups: dict[str, list] = {}
     for name in everything():
@@ -81,8 +80,8 @@ def row(name: str, ends: list[dict[str, Any]]) -> tuple:
     return name, counts["draws"], *cells, held, counts["blunt"]
 
 
-def report(everything: Callable, runs: dict[str, record.Run]) -> None:
-    groups = grouped(everything, runs)
+def report(runs: dict[str, record.Run], everything: Callable = everything) -> None:
+    groups = grouped(runs, everything)
     rows = [row(name, ends) for name, ends in groups.items()]
     rows.append(row("all", [end for ends in groups.values() for end in ends]))
     header = ("largest true/bound (violations)", "draws", *SHOWN, "wrong converged", "rises", "estimates held", "blunt")
@@ -96,10 +95,10 @@ def report(everything: Callable, runs: dict[str, record.Run]) -> None:
     print(console.table(("result", "how often"), sorted(results.items(), key=lambda item: -item[1])))
 
 
-def draw(everything: Callable, runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
+def draw(runs: dict[str, record.Run], beside: Path, figures: Path, everything: Callable = everything) -> None:
     """Of each group and quantity the histogram of log10(bound / true), dark where most draws are."""
     style.use()
-    groups = grouped(everything, runs)
+    groups = grouped(runs, everything)
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(12, 0.19 * len(groups) + 1.2), sharey=True)
     for a, quantity in zip(axes, SHOWN, strict=True):
         rows = np.zeros((len(groups), len(EDGES) - 1))
@@ -119,9 +118,5 @@ def draw(everything: Callable, runs: dict[str, record.Run], beside: Path, figure
         raise SystemExit(f"{violations} violations: the log names draws of each family under `examples`")
 
 
-def main(name: str, description: str, everything: Callable) -> None:
-    console.main(name, description, *(partial(part, everything) for part in (solve, report, draw)))
-
-
 if __name__ == "__main__":
-    main("attack", "The certificates against references in 80-bit floats.", everything)
+    console.main("attack", "The certificates against references in 80-bit floats.", solve, report, draw)

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from bilevel import LBFGS, Nesterov
-from experiments.attack.attack import main
+from experiments._harness import console
+from experiments.attack import attack
 from experiments.attack.checks import Points
 from experiments.attack.restorations import OPERATORS, REGULARISERS, draw_restoration
 
@@ -27,5 +28,8 @@ def restorations() -> dict[str, Points]:
     return found
 
 
+solve, report, draw = (partial(part, everything=restorations) for part in (attack.solve, attack.report, attack.draw))
+
+
 if __name__ == "__main__":
-    main("attack_imaging", "The certificates of image restoration against references in 80-bit floats.", restorations)
+    console.main("attack_imaging", "Image restoration's certificates in 80-bit floats.", solve, report, draw)
