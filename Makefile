@@ -15,7 +15,7 @@ PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68_choice bsd68 bsd68_levels bsd68_time kodak256 colour inverse blind
 STATISTICS := penalties floors
-SCALE := cleaning
+SCALE := cleaning sampled
 NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
