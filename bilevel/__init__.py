@@ -66,6 +66,8 @@ from ._problem import Bounds as Bounds
 from ._problem import Constants as Constants
 from ._results import RESULTS as RESULTS
 from ._results import Solution as Solution
+from ._sampled import Decision as Decision
+from ._sampled import SampledTest as SampledTest
 from ._solve import iterate as iterate
 from ._solve import solve as solve
 from ._version import __version__ as __version__

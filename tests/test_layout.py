@@ -36,7 +36,7 @@ LAYERS = [
     {"_lower"},
     {"_certificate"},
     {"_outer"},
-    {"_at_one_theta", "_estimate_error", "_check", "_checkpoint", "_objective", "_run", "_solve"},
+    {"_at_one_theta", "_estimate_error", "_check", "_checkpoint", "_objective", "_run", "_sampled", "_solve"},
     {"stn"},
     {"problems"},
     {"estimators"},

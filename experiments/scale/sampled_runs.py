@@ -57,7 +57,7 @@ def needs() -> None:
 
 def setting(packaged: bool, smoke: bool) -> Setting:
     images = bsd68_runs.images(packaged, smoke)[0]
-    size, count, budget, steps, taps = (16, 32, 6.0, 4, 3) if smoke else (64, 2000, 1800.0, 500, 5)
+    size, count, budget, steps, taps = (16, 32, 6.0, 4, 3) if smoke else (64, 512, 600.0, 150, 5)
     given = learning.examples(images, SIGMA, size=size, count=count, seed=SEED)
     source = "photographs" if packaged else "bsd400"
     config = {"source": source, "patches": count, "side": size, "taps": taps, "sigma": SIGMA, "budget": budget}
@@ -121,9 +121,9 @@ def told(solution: bilevel.Solution) -> dict:
 
 def sampled(log: record.Log, here: Setting) -> None:
     """Adam on mini-batches as the package has it, with its rate; then the rest of a third of the budget."""
-    run = Run(log, SAMPLED, here, mini_batches=here.steps)
     theta = jax.tree.map(lambda v: jnp.asarray(v, np.float32), here.start)
     list(learning.mini_batches(here.given.of(slice(SIZE)), REGULARISER, theta, steps=1, seed=SEED))
+    run = Run(log, SAMPLED, here, mini_batches=here.steps)
     run.judge(theta, steps=0)
     for k, step in enumerate(learning.mini_batches(here.given, REGULARISER, theta, steps=here.steps, seed=SEED), 1):
         if k % max(1, here.steps // LOOKS) == 0 or k == here.steps:
@@ -155,9 +155,8 @@ def steps_of(here: Setting, rate: float) -> Iterator[PyTree]:
 
 
 def isgd(log: record.Log, here: Setting, name: str, rate: float, budget: float, looks: int) -> None:
+    next(steps_of(here._replace(given=here.given.of(slice(SIZE))), rate))
     run = Run(log, name, here, rate=rate, p=P, q=Q)
-    few = here._replace(given=here.given.of(slice(SIZE)))
-    next(steps_of(few, rate))
     run.judge(here.start, steps=0)
     for k, theta in enumerate(steps_of(here, rate), 1):
         spent, broken = run.clock.stop()["cpu_seconds"], not np.isfinite(np.sum(theta["weights"]))
