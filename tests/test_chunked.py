@@ -12,6 +12,7 @@ from bilevel import RESULTS, Chunked
 from bilevel._certificate import units
 from bilevel._certificate.means import Means, Sum, total
 from bilevel._certificate.units import POINT
+from bilevel._outer import chunks
 from bilevel.problems import ExactTotalVariation, LinearRegression, TotalVariation
 
 N, SIDE = 6, 8
@@ -254,3 +255,38 @@ def test_methods_with_adjoint_gradients_take_it():
     for method in (bilevel.maid(), bilevel.hoag()):
         found = solve(chunked(), method, max_steps=3, bounds=(-4.0, -1.0))
         assert found.steps == 3 and found.history["value"][-1] < found.history["value"][0]
+
+
+def test_what_units_leave_is_for_those_that_need_more():
+    """Five units that are solved already and one that is not: an allowance that is a mean does not cut that one off,
+    and all together stay within it; half as much does."""
+    noisy = np.where(np.arange(N)[:, None, None] == 4, NOISY, 0.5)
+    problem = Chunked(TotalVariation, CLEAN, noisy)
+    theta, solver = jnp.asarray(THETA), bilevel.Nesterov()
+    free = chunks.meter(problem, solver, np.inf)
+    assert free.solve(theta, (), 1e-6).lower.result == RESULTS.converged
+    enough = free.counts.cost + 2  # a second start
+    for cap, result in ((enough, RESULTS.converged), (enough // 2, RESULTS.max_cost_reached)):
+        meter = chunks.meter(problem, solver, np.inf)
+        point = meter.solve(theta, (), 1e-6, cap)
+        assert point.lower.result == result and meter.counts.cost <= cap
+
+
+def test_x_is_never_further_off_than_its_eps():
+    """A solve from x that comes back with a larger eps leaves x, and its eps, as they were: for a point that was told
+    of them before."""
+    problem, theta = chunked(), jnp.asarray(THETA)
+    meter = chunks.meter(problem, bilevel.Nesterov(), np.inf)
+    kept = meter.solve(theta, (), 1e-3).lower.curvature
+    x, eps = kept.x.copy(), kept.eps.copy()
+    solve, differentiate = meter.programs
+
+    def worse(*arguments):
+        x, told = solve(*arguments)
+        return x + 1, told.at(1.0)
+
+    meter.programs = worse, differentiate
+    again = meter.solve(theta, (), 1e-6).lower.curvature
+    for one in (kept, again):
+        np.testing.assert_array_equal(one.x, x)
+        np.testing.assert_array_equal(one.eps, eps)

@@ -2,11 +2,13 @@
 it alone, in one program. `means` puts them together.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._counts import Count
@@ -14,6 +16,7 @@ from .._linalg.vectors import Scalar, Vector
 from .._lower.descend import descend
 from .._lower.solver import AbstractLowerSolver
 from .._problem import AbstractProblem
+from .._results import RESULTS
 from . import gradient as gradients
 from . import value
 from .gradient import certificate_cost, weakest
@@ -29,9 +32,34 @@ class Told(eqx.Module):
     """What a unit tells in numbers, in the order of `POINT`, and of `GRADIENT` where it has one; and of `COUNTS`, the
     last two of which are the numbers of results."""
 
-    numbers: Float[Array, " k"]
-    counts: Int[Array, "5"]
+    numbers: Float[Array | np.ndarray, " k"]
+    counts: Int[Array | np.ndarray, "5"]
     certificate: str = eqx.field(static=True)
+
+    @property
+    def cost(self) -> int:
+        return int(sum(self.counts[:3]))
+
+    @property
+    def eps(self) -> float:
+        return float(self.numbers[POINT.index("eps")])
+
+    @property
+    def cut(self) -> bool:
+        """Whether its allowance ended the solve."""
+        return int(self.counts[COUNTS.index("solved")]) == int(jax.tree.leaves(RESULTS.max_cost_reached)[0])
+
+    def at(self, eps: float) -> "Told":
+        """The same interval of the value, beside another x, that has this eps."""
+        numbers = np.array(self.numbers)
+        numbers[POINT.index("eps")] = eps
+        return dataclasses.replace(self, numbers=numbers)
+
+    def then(self, later: "Told") -> "Told":
+        """What a second solve tells, with the cost of both."""
+        counts = np.array(later.counts)
+        counts[:3] += self.counts[:3]
+        return dataclasses.replace(later, counts=counts)
 
 
 def solve(

@@ -7,7 +7,7 @@ depends on it.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,25 +57,33 @@ class ChunkedMeter(Meter):
         if self.left < known.solve + correction:
             raise Stop(RESULTS.max_cost_reached)
         cap, dtype, seed = max(cap, known.solve + correction), jax.tree.leaves(theta)[0].dtype, self.seed
-        allowed = np.asarray(int(min(cap, self.left, UNLIMITED)), np.int32)
         share = np.asarray(eps / math.sqrt(len(self.problem)), dtype)
         again = same(self.last[0], theta)
+        at_base = self.base[0] is None or (same(self.base[0], theta) and not again)
+        here = self.last[1] if again else self.base[1] if at_base else None  # what is kept of this very theta
         from_x = None if self.base[1] is None else (self.last if again else self.base)[1].x
         by = self.base[1].q if correction else None
 
-        def run(i, unit):
+        def run(i, unit, x, allowed):
             if self.base[0] is None:  # as every problem's are before the first solve
                 check_declared(unit, theta)
-            x = unit.guess(theta) if from_x is None else part(from_x, i)
+            x = unit.guess(theta) if x is None else part(x, i)
             return self._call(
                 self.programs[0], unit, self.solver, theta, x, None if by is None else part(by, i), share, allowed, seed
             )  # fmt: skip
 
-        at_base = self.base[0] is None or (same(self.base[0], theta) and not again)
-        x, told = self.room(self.base[1] if at_base else self.last[1], "x"), []
-        for i, (found, one) in enumerate(self.over(run, dtype)):
-            x = self.store(x, i, found)
-            told.append(one)
+        x, told = self.room(self.base[1] if at_base else self.last[1], "x"), [None] * len(self.problem)
+        left, todo = int(min(cap, self.left, UNLIMITED)) * len(told), list(range(len(told)))
+        while todo and left >= len(todo) * (known.solve + correction):
+            # of one mean allowance; what some leave of it is for those that it cut off
+            allowed = np.asarray(min(left // len(todo), UNLIMITED), np.int32)
+            for i, (found, one) in zip(todo, self.over(todo, run, dtype, from_x, allowed), strict=True):
+                left -= one.cost
+                if here is not None and here.x is not None and not one.eps <= here.eps[i]:
+                    found, one = part(here.x, i), one.at(here.eps[i])  # nearer than what was found
+                x = self.store(x, i, found)
+                told[i] = one if told[i] is None else told[i].then(one)
+            todo, from_x = [i for i in todo if told[i].cut], x
         means = self.counted(told)
         q = None if self.base[1] is None else self.base[1].q
         if self.problem.keep and q is None:
@@ -111,7 +119,7 @@ class ChunkedMeter(Meter):
             )  # fmt: skip
 
         qs, told, z = self.room(kept, "q"), [], Sum(theta)
-        for i, (found, slope, one) in enumerate(self.over(run, dtype)):
+        for i, (found, slope, one) in enumerate(self.over(range(len(self.problem)), run, dtype)):
             qs = self.store(qs, i, found, HALF)
             z.add(slope)
             told.append(one)
@@ -142,12 +150,14 @@ class ChunkedMeter(Meter):
             a[i] = b
         return stack
 
-    def over(self, run: Callable[[int, AbstractProblem], Any], dtype: np.dtype) -> Iterator[Any]:
-        """What `run` returns for every unit in turn, on the host; a chunk of units is on the device."""
-        count, chunk = len(self.problem), self.problem.source.chunk
-        for begin in range(0, count, chunk):
-            there = [uniform(self.problem.unit(i), dtype) for i in range(begin, min(begin + chunk, count))]
-            yield from jax.device_get([run(i, unit) for i, unit in enumerate(there, begin)])
+    def over(
+        self, units: Sequence[int], run: Callable[..., Any], dtype: np.dtype, *arguments: Any
+    ) -> Iterator[Any]:  # fmt: skip
+        """What `run(i, unit, *arguments)` returns for these in turn, on the host; a chunk of units is on the device."""
+        chunk = self.problem.source.chunk
+        for begin in range(0, len(units), chunk):
+            there = [(i, uniform(self.problem.unit(i), dtype)) for i in units[begin : begin + chunk]]
+            yield from jax.device_get([run(i, unit, *arguments) for i, unit in there])
 
     def sharpen(self, theta, point, most=math.inf):
         """The same point, marked: the next hypergradient is made with these bounds, and pays for them."""
