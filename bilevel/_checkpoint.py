@@ -22,16 +22,17 @@ import jaxlib
 import numpy as np
 from jaxtyping import PyTree
 
-from ._processes import anywhere, first, laid_out, shared, whole
+from ._processes import anywhere, first, laid_out, shared, told_by_first, whole
 
 
 def versions() -> str:
     return f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}"
 
 
-def goes_on(path: str | os.PathLike | None, resume: bool | str, overwrite: bool) -> bool:
-    """Whether a run goes on from the file at `path`. Raises ValueError where that cannot be, and where a file would be
-    overwritten unasked; before anything is computed."""
+def goes_on(path: str | os.PathLike | None, resume: bool | str, overwrite: bool, together: bool = False) -> bool:
+    """Whether a run goes on from the file at `path`; of processes that run it `together` the first one looks whether
+    it is there. Raises ValueError where that cannot be, and where a file would be overwritten unasked; before anything
+    is computed."""
     if not isinstance(resume, bool) and resume != "auto":
         raise ValueError(f'resume must be False, True or "auto", not {resume!r}')
     if resume and overwrite:
@@ -48,15 +49,16 @@ def goes_on(path: str | os.PathLike | None, resume: bool | str, overwrite: bool)
         raise ValueError(f"checkpoint={os.fspath(path)!r} lies in a folder that does not exist: make it first")
     if path.is_dir():
         raise ValueError(f"no checkpoint at {path}, which is a folder: name a file in it")
-    if resume is True and not path.exists():
+    exists = told_by_first(path.exists(), together)
+    if resume is True and not exists:
         raise ValueError(f'no checkpoint at {path}: check the path, or pass resume="auto", which then starts afresh')
-    if path.exists() and not resume and not overwrite:
+    if exists and not resume and not overwrite:
         raise ValueError(
             f"there is a checkpoint at {path}, and it would be overwritten: pass resume=True to go on from it "
             '(resume="auto" in a script that is to start, too, where there is none), overwrite=True to start afresh, '
             "or another path"
         )
-    return bool(resume) and path.exists()
+    return bool(resume) and exists
 
 
 def fingerprint(problem: PyTree, method: Any, options: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ._linalg.sharding import replicate
+
 
 def shared(tree: PyTree) -> bool:
     """Whether other processes hold a part of it."""
@@ -27,6 +29,13 @@ def whole(v: Any) -> np.ndarray:
     return np.asarray(process_allgather(v, tiled=True))
 
 
+def everywhere(tree: PyTree) -> PyTree:
+    """The tree, of whose arrays every process has all; as it is where no other process holds a part."""
+    if not shared(tree):
+        return tree
+    return jax.tree.map(lambda v: replicate(jax.numpy.asarray(whole(v)), tree), tree)
+
+
 def laid_out(array: np.ndarray, like: jax.Array) -> jax.Array:
     """The array, of which every process has all, laid out as `like`."""
     if not shared(like):
@@ -41,6 +50,15 @@ def anywhere(told: bool, asked: bool) -> bool:
     from jax.experimental.multihost_utils import process_allgather
 
     return bool(np.any(process_allgather(np.asarray(told))))
+
+
+def told_by_first(told: bool, asked: bool) -> bool:
+    """Whether it is so in this process; if `asked`, in the first one, and then every process has to ask."""
+    if not asked:
+        return told
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return bool(broadcast_one_to_all(np.asarray(told)))
 
 
 def first() -> bool:

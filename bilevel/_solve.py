@@ -20,6 +20,7 @@ from ._outer.method import AbstractMethod, Info, State
 from ._outer.named import default
 from ._outer.programs import overheads
 from ._problem import AbstractProblem
+from ._processes import shared
 from ._results import Solution
 from ._run import Record, Saver, follow, solution
 
@@ -105,7 +106,7 @@ def solve(
     that is there and would be overwritten unasked.
     """
     _check_limits(tol, max_steps, max_cost, every, callback)
-    resumed = checkpoints.goes_on(checkpoint, resume, overwrite)
+    resumed = checkpoints.goes_on(checkpoint, resume, overwrite, shared(problem))
     problem, theta0, x0, method = _ready(problem, theta0, x0, method)
     box, record, prints = make_box(bounds, theta0), Record(theta0), {}
     if checkpoint is not None:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import numpy as np
 import processes_for_tests
 import pytest
@@ -55,7 +57,8 @@ def reference(case, **options):
 
 
 def assert_near(found, one):
-    np.testing.assert_allclose(found["theta"], one.theta, rtol=0, atol=1e-10)
+    theta = np.concatenate([np.ravel(v) for v in jax.tree.leaves(one.theta)])
+    np.testing.assert_allclose(np.ravel(found["theta"]), theta, rtol=0, atol=1e-10)
     np.testing.assert_allclose(found["x"], one.x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(found["value"], one.history["value"], rtol=1e-10)
 
@@ -129,3 +132,31 @@ def test_a_full_disk_is_told_in_every_process(tmp_path):
     two = finish(tmp_path / "a", max_steps=2, checkpoint=str(tmp_path / ("a" * 253)))
     assert_same(*two)
     assert "could not be written" in str(two[0]["result"])
+
+
+@pytest.mark.full
+def test_a_network_is_tuned_by_two_processes(tmp_path):
+    """Data spread over both: weights, the hyperparameter and losses are those that one process finds, to 1e-10 in
+    float64, and the same bits in both; the checkpoint of both goes on."""
+    path = str(tmp_path / "run.npz")
+    two = finish(tmp_path / "a", "stn", checkpoint=path)
+    assert_same(*two)
+    one = processes_for_tests.tuned(processes_for_tests.arrays("stn"))
+    for k, leaf in enumerate(jax.tree.leaves(eqx.filter(one.model, eqx.is_array))):
+        np.testing.assert_allclose(two[0][f"arr_{k}"], leaf, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(two[0]["decay"], one.values["decay"], rtol=1e-10)
+    again = finish(tmp_path / "b", "stn", checkpoint=path, resume=True)
+    assert_same(again[0], two[0])
+
+
+@pytest.mark.full
+def test_the_first_process_says_whether_there_is_a_checkpoint(tmp_path):
+    """A file that only the second one sees, in a folder of its own: both start."""
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+    whole = finish(tmp_path / "a", max_steps=2, checkpoint=str(tmp_path / "1" / "run.npz"))
+    path = str(tmp_path / "{rank}" / "run.npz")
+    two = finish(tmp_path / "b", max_steps=2, checkpoint=path, resume="auto")
+    assert_same(*two)
+    assert_same(two[0], whole[0])
+    assert (tmp_path / "0" / "run.npz").exists()

@@ -35,4 +35,12 @@ def replicate(tree: PyTree, like: Vector) -> PyTree:
     if spread is None:
         return tree
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
-    return jax.tree.map(lambda v: jax.device_put(v, everywhere) if on_mesh(v) is None else v, tree)
+
+    def put(v):
+        if on_mesh(v) is not None:
+            return v
+        if jax.numpy.issubdtype(v.dtype, jax.dtypes.prng_key):  # that JAX puts on no device of another process
+            return jax.random.wrap_key_data(put(jax.random.key_data(v)), impl=jax.random.key_impl(v))
+        return jax.device_put(v, everywhere)
+
+    return jax.tree.map(put, tree)

@@ -16,13 +16,15 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._checkpoint import goes_on
+from .._linalg.sharding import replicate
+from .._processes import shared
 from ._bind import responses
 from ._effective import materialise
 from ._result import Run, result
 from .checks import check_data, check_limits, check_model, check_names
 from .checks_losses import check_losses
 from .epochs import Program
-from .loaders import source
+from .loaders import comes_in_batches, source
 from .method import Method, delta_stn
 from .running import run
 from .space import Space
@@ -76,10 +78,12 @@ def tune(
     method, metrics = delta_stn() if method is None else method, metrics or {}
     check_limits(epochs, every, patience)
     check_names(space, metrics)
-    resumed = goes_on(checkpoint, resume, overwrite)
+    resumed = goes_on(checkpoint, resume, overwrite, shared((train, valid)))
     train, valid, some = check_data(train, valid, batch_size)
     check_model(model, space)
     losses, state = prepare(model, space, method, train_loss, valid_loss)
+    if not comes_in_batches(train):
+        state, key = replicate((state, key), (train, valid))
     check_losses(losses, state, *some, key)
 
     at = partial(_at, losses)

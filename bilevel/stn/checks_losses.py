@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._certificate.dependence import reads
+from .._processes import everywhere
 from ._bind import bind, is_drop, set_offset
 from ._effective import effective
 from .compiled import compiled
@@ -158,4 +159,4 @@ def _some(data: PyTree, key: PRNGKeyArray) -> PyTree:
     """A few examples, by chance: data may be sorted."""
     n = jax.tree.leaves(data)[0].shape[0]
     chosen = jax.random.permutation(key, n)[:EXAMPLES]
-    return jax.tree.map(lambda leaf: leaf[chosen], data)
+    return everywhere(jax.tree.map(lambda leaf: leaf[chosen], data))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._processes import whole
 from .compiled import compiled, text
 
 
@@ -130,7 +131,7 @@ def digest(tree: PyTree, key: PRNGKeyArray) -> str:
     raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     data = hashlib.sha256()
     for leaf in jax.tree.leaves((tree, raw)):
-        data.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+        data.update(np.ascontiguousarray(whole(leaf)).tobytes())
     return data.hexdigest()
 
 
