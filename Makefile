@@ -103,7 +103,7 @@ imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, ope
 
 statistics: $(STATISTICS)  ## what many penalties are worth on six tables, an hour; SMOKE=1: in two minutes
 
-scale: $(SCALE)  ## data hyper-cleaning on MNIST beside four methods made for it, half an hour; BILEVEL_DATA=folder
+scale: $(SCALE)  ## data hyper-cleaning on MNIST beside four methods made for it, mini-batches before a certified run, hours; BILEVEL_DATA=folder
 
 networks: $(NETWORKS)  ## the experiments with self-tuning networks, hours; SMOKE=1: in minutes
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from bilevel._processes import whole
+
 from . import tables
 from .families import AbstractFamily, Gaussian, Multinomial, one_hot
 from .fixed import eliminate
@@ -86,7 +88,7 @@ def assemble(
         raise ValueError("offset and offset_valid go together: one of them is missing")
     A, U, y, offset = levels[0]
     (n, p), K, dtype = A.shape, len(w), A.dtype
-    hot = np.asarray(one_hot(y, columns, dtype) if named else y, np.float64)
+    hot = whole(one_hot(y, columns, dtype) if named else y).astype(np.float64)
     targets = w @ hot.T  # (folds, columns)
     if named and not (targets > 0).all():
         fold, label = np.argwhere(targets <= 0)[0]
@@ -100,7 +102,7 @@ def assemble(
     if is_sparse(A):  # stays as it is
         shift, means = np.zeros((U.shape[1], p)), np.stack([(to_scipy(A).T @ P.T).T for P in known.P])
     else:
-        rows = np.asarray(A, np.float64)
+        rows = whole(A).astype(np.float64)
         shift = (known.U.T * np.mean(w, axis=0)) @ rows
         means = known.P @ (rows - known.U @ shift)
     if gaussian := isinstance(family, Gaussian):
@@ -117,7 +119,7 @@ def _weights(train, valid, folds, named):
     if valid:
         w, v = weights[None], tables.weighed("weights_valid", valid.weights, valid.A.shape[0])[None]
     else:
-        w, v = (weights * rows for rows in masks(folds, train.A.shape[0], np.asarray(train.y) if named else None))
+        w, v = (weights * rows for rows in masks(folds, train.A.shape[0], whole(train.y) if named else None))
     for what, rows in (("learns from", w), ("leaves out", v)):
         if not rows.sum(axis=1).all():
             raise ValueError(f"fold {int(np.argmin(rows.sum(axis=1)))} {what} rows of weight zero alone")

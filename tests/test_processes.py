@@ -19,7 +19,7 @@ import bilevel
 SCRIPT = Path(processes_for_tests.__file__)
 
 
-def run(out, case="TV", count=2, timeout=120, **options):
+def run(out, case="TV", count=2, timeout=300, **options):
     """The exit codes and the errors of all processes, and the seconds until the last has ended."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -121,7 +121,7 @@ def test_a_callback_of_one_process_ends_all(tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_others(tmp_path, rank):
     """With an error, within its time-out of 10 seconds and what it takes to start; nobody waits for ever."""
-    codes, errors, seconds = run(str(tmp_path / "a"), max_steps=9, ends=[rank, 2])
+    codes, errors, seconds = run(str(tmp_path / "a"), max_steps=9, ends=[rank, 2], heartbeat=10)
     assert codes[rank] == 9 and codes[1 - rank] not in (0, None), errors
     assert errors[1 - rank] and seconds < 90
 

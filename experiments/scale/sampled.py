@@ -13,11 +13,11 @@ from matplotlib import pyplot as plt
 
 from experiments._harness import console, record, style
 from experiments.scale import sampled_runs as runs_of
-from experiments.scale.sampled_runs import FULL, ISGD, SAMPLED
+from experiments.scale.sampled_runs import FULL, ISGD, SAMPLED, VALUE
 
 jax.config.update("jax_enable_x64", True)
 
-RATES = (0.1, 0.3, 1.0, 3.0)
+RATES = (0.1, 0.3, 1.0)
 INKS = {FULL: "#222222", SAMPLED: "#C1121F", ISGD: "#0072B2"}
 
 
@@ -25,15 +25,17 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     here, done = runs_of.setting(packaged, smoke), log.finished()
     if SAMPLED not in done:
         runs_of.sampled(log, here)
+    if VALUE not in done:
+        runs_of.of_mini_batches(log, here)
+    if FULL not in done:
+        runs_of.full(log, here)
     for rate in RATES[:2] if smoke else RATES:
         if (name := f"grid, {rate:g}") not in done:
             runs_of.isgd(log, here, name, rate, here.budget / 45, 1)
     grid = {run.config["rate"]: run.end["f"] for name, run in record.ended(log).items() if name.startswith("grid")}
     if ISGD not in done:
         best = min(grid, key=lambda rate: np.inf if grid[rate] is None else grid[rate])
-        runs_of.isgd(log, here, ISGD, best, here.budget / 3, runs_of.LOOKS)
-    if FULL not in done:
-        runs_of.full(log, here)
+        runs_of.isgd(log, here, ISGD, best, here.budget / 3, 6)
 
 
 def reached(run: record.Run, f: float, key: str) -> str:

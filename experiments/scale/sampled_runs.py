@@ -22,7 +22,7 @@ from experiments.imaging import bsd68_runs
 from experiments.scale.cleaning_data import Clock
 
 SIGMA, SEED, SIZE, LOOKS = 25 / 255, 0, 16, 12
-FULL, SAMPLED, ISGD = "all patches, certified", "mini-batches, then certified", "ISGD"
+FULL, SAMPLED, VALUE, ISGD = "all patches, certified", "mini-batches, then certified", "their value, certified", "ISGD"
 P = Q = 0.5  # accuracy and step of ISGD fall like k^-P and k^-Q
 REGULARISER = problems.Ridge()
 
@@ -135,6 +135,23 @@ def sampled(log: record.Log, here: Setting) -> None:
     run.end(**told(solution), **{f"mini_batch_{name}": v for name, v in first.items()})
 
 
+def value(here: Setting, theta: PyTree) -> dict[str, float]:
+    """What all patches say of theta, certified."""
+    theta = jax.tree.map(lambda v: np.asarray(v, float), theta)
+    eps = 1e-5 * here.given.clean.size**0.5
+    found = bilevel.hypergradient(here.units(), theta, eps=eps, delta=1e9, solver=bilevel.LBFGS())
+    return {"value": float(found.value), "value_error": float(found.value_error), "cost": found.counts.cost}
+
+
+def of_mini_batches(log: record.Log, here: Setting) -> None:
+    """The certificate that mini-batches lack, of the theta that they have found."""
+    with np.load(log.path.with_suffix(".npz")) as file:
+        theta = dict(file)
+    value(here._replace(given=here.given.of(slice(SIZE))), theta)
+    run = Run(log, VALUE, here)
+    run.end(**value(here, theta))
+
+
 def steps_of(here: Setting, rate: float) -> Iterator[PyTree]:
     """ISGD (arXiv 2412.12049): theta -= rate k^-Q z, z of a batch at x and q to eps0 k^-P, from where that batch was
     solved last; accuracies at k = 1 as those of the mini-batches."""
@@ -170,9 +187,6 @@ def isgd(log: record.Log, here: Setting, name: str, rate: float, budget: float, 
         run.judge(theta, steps=k)
         f = record.read(log.path)[name].judged["f"][-1]
     end = {"steps": k, "f": f}
-    if looks > 1 and not broken:  # what all patches say, certified, not timed
-        numbers = here.given.clean.size
-        theta = jax.tree.map(lambda v: np.asarray(v, float), theta)
-        found = bilevel.hypergradient(here.units(), theta, eps=1e-5 * numbers**0.5, delta=1e9)
-        end |= {"value": float(found.value), "value_error": float(found.value_error)}
+    if looks > 1 and not broken:  # not timed
+        end |= value(here, theta)
     run.end(**end)
