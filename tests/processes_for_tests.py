@@ -64,7 +64,9 @@ def main(rank, count, port, case, out, options):
     if cache := os.environ.get("BILEVEL_TESTS_CACHE"):
         jax.config.update("jax_compilation_cache_dir", cache)
     if count > 1:
-        jax.distributed.initialize(f"localhost:{port}", count, rank, heartbeat_timeout_seconds=options.pop("heartbeat", 100))
+        jax.distributed.initialize(
+            f"localhost:{port}", count, rank, heartbeat_timeout_seconds=options.pop("heartbeat", 100)
+        )
 
     import equinox as eqx
     from jax.experimental.multihost_utils import process_allgather

@@ -19,27 +19,30 @@ from experiments.scale import growth_runs as runs
 
 MIB = 2**20
 COUNTS, SIDES, PENALTIES = (8, 64, 512, 2000), (96, 256, 512, 1024), (1, 100, 10_000, 100_000)
-SMALL = {"images": (8, 16), "pixels": (24, 48), "penalties": (1, 20)}
+PROCESSES, EACH = (1, 2), 256
+SMALL = {"images": (8, 16), "pixels": (24, 48), "penalties": (1, 20), "processes": (1, 2)}
 SERIES = {
     "images, units": ("images", "#0072B2", "-"), "images, one stack": ("images", "#0072B2", ":"),
     "pixels, units": ("pixels", "#C1121F", "-"), "pixels, one stack": ("pixels", "#C1121F", ":"),
-    "penalties": ("penalties", "#222222", "-"),
+    "penalties": ("penalties", "#222222", "-"), "processes": ("processes", "#009E73", "-"),
 }  # fmt: skip
 NUMBERS = {"cpu": "seconds of processor", "cost": "gradients and products", "growth": "memory, MiB"}
 
 
 def cases(path: Path, smoke: bool) -> dict[str, tuple[str, int, dict]]:
     """By name: of what, how many, and what is passed."""
-    sizes = SMALL if smoke else {"images": COUNTS, "pixels": SIDES, "penalties": PENALTIES}
+    sizes = SMALL if smoke else {"images": COUNTS, "pixels": SIDES, "penalties": PENALTIES, "processes": PROCESSES}
     few = {"max_steps": 2} if smoke else {}
     made = {}
     for series, (of, _, _) in SERIES.items():
-        chunked = {} if of == "penalties" else {"chunked": series.endswith("units")}
+        chunked = {"chunked": series.endswith("units")} if of in ("images", "pixels") else {}
         for n in reversed(sizes[of]):  # what may fail first
             if of == "images":
                 arguments = {"path": str(path), "count": n, "tol": None} | few
             elif of == "pixels":
                 arguments = {"side": n} | few
+            elif of == "processes":
+                arguments = {"path": str(path), "each": 4 if smoke else EACH, "processes": n}
             else:
                 arguments = {"count": n} | ({"features": 200} if smoke else {})
             made[f"{series}, {n}"] = of, n, arguments | chunked

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.lib.format import open_memmap
 
 import bilevel
@@ -20,7 +22,7 @@ from experiments._harness import record
 
 jax.config.update("jax_enable_x64", True)
 
-SIDE, SIGMA, SIZE, CHUNK = 96, 0.1, 16, 8
+SIDE, SIGMA, SIZE, CHUNK = 96, 0.1, 16, 2
 THETA = np.array([-3.0, -3.0])
 FEATURES, ROWS = 100_000, 32
 
@@ -55,9 +57,12 @@ def pair(clean: np.ndarray, indices: range) -> problems.TotalVariation:
 
 def images(path: str, count: int, chunked: bool, tol: float | None, max_steps: int = 1000) -> bilevel.Solution:
     """Total variation on so many crops of the file, in units of sixteen at most, or as one stack."""
-    clean = np.load(path, mmap_mode="r")[:count]
-    parts, size = (clean, range(count)), min(SIZE, count)
-    problem = bilevel.Chunked(pair, *parts, size=size, chunk=CHUNK) if chunked else pair(*parts)
+
+    def mapped(indices: range) -> problems.TotalVariation:  # anew each time, or pages once read would count for ever
+        return pair(np.load(path, mmap_mode="r")[indices.start : indices.stop], indices)
+
+    numbers = range(count)
+    problem = bilevel.Chunked(mapped, numbers, size=min(SIZE, count), chunk=CHUNK) if chunked else mapped(numbers)
     return bilevel.solve(problem, THETA, tol=tol, progress=False, max_steps=max_steps)
 
 
@@ -79,7 +84,22 @@ def penalties(count: int, features: int = FEATURES) -> bilevel.Solution:
     return bilevel.solve(problem, np.zeros(count), progress=False, max_steps=10)
 
 
-RUNS = {"images": images, "pixels": pixels, "penalties": penalties}
+def spread(path: str, each: int) -> bilevel.Solution:
+    """So many crops for every process, on a mesh of all of them."""
+    count = each * jax.process_count()
+    mesh = Mesh(np.array(jax.devices()), ("images",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("images"))
+    mapped = np.load(path, mmap_mode="r")[:count]
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return np.stack([mapped[k] + noise(k) for k in range(*index[0].indices(count))])
+
+    clean = jax.make_array_from_callback(mapped.shape, rows, lambda index: mapped[index])
+    problem = problems.TotalVariation(clean, jax.make_array_from_callback(mapped.shape, rows, part))
+    return bilevel.solve(problem, THETA, progress=False, max_steps=6)
+
+
+RUNS = {"images": images, "pixels": pixels, "penalties": penalties, "processes": spread}
 
 
 def experts(dtype: str, side: int, filters: int, taps: int) -> dict[str, int]:
@@ -114,11 +134,36 @@ def measured(of: str, **arguments) -> dict:
     return record.summary(solution) | {"wall": wall, "cpu": cpu, "growth": peak() - before}
 
 
-def in_a_process(of: str, **arguments) -> dict:
-    told = subprocess.check_output([sys.executable, "-m", __name__, json.dumps({"of": of, **arguments})], text=True)
-    return json.loads(told.splitlines()[-1])
+def in_a_process(of: str, processes: int = 1, **arguments) -> dict:
+    """Or in several, which share the work, each on a core of its own: the first one's numbers, and the processor
+    seconds of all."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        group = {"processes": processes, "port": free.getsockname()[1]}
+    command = [sys.executable, "-m", __name__]
+    started = [
+        subprocess.Popen([*command, json.dumps({"of": of, **arguments}), json.dumps(group | {"rank": rank})],
+                         stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]  # fmt: skip
+    told = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"{of} with {arguments} ended by itself")
+    found = [json.loads(text.splitlines()[-1]) for text in told]
+    return found[0] | {"cpu": sum(one["cpu"] for one in found)}
+
+
+def join(of: str, processes: int, port: int, rank: int) -> None:
+    """The others, before JAX starts."""
+    if of == "processes" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", processes, rank)
 
 
 if __name__ == "__main__":
-    found = measured(**json.loads(sys.argv[1]))
+    arguments, group = map(json.loads, sys.argv[1:])
+    join(arguments["of"], **group)
+    found = measured(**arguments)
     print(json.dumps({k: np.asarray(v).tolist() for k, v in found.items() if k != "theta"}))
