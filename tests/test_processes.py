@@ -59,8 +59,12 @@ def reference(case, **options):
 def assert_near(found, one):
     theta = np.concatenate([np.ravel(v) for v in jax.tree.leaves(one.theta)])
     np.testing.assert_allclose(np.ravel(found["theta"]), theta, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(found["x"], one.x, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(found["value"], one.history["value"], rtol=1e-10)
+    # x to 1e-10, or as far as it was asked for: L-BFGS may stop an iteration earlier where sums are made in another order
+    assert np.linalg.norm(found["x"] - one.x) <= max(1e-10, 2 * one.history["eps"][-1])
+    errors = found["value_error"] + one.history["value_error"] if "value_error" in found else 0.0
+    gaps = np.abs(found["value"] - one.history["value"])
+    assert np.all(gaps[:-1] <= 1e-10 * one.history["value"][:-1]), gaps
+    assert np.all(gaps <= np.maximum(1e-10 * one.history["value"], errors)), gaps
 
 
 def assert_same(one, other):
@@ -77,6 +81,7 @@ def test_checkpoints_of_two_processes(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a-0.npz", "a-1.npz", "run.npz"]
     resumed, whole = reference("TV", max_steps=5, checkpoint=path, resume=True), reference("TV", max_steps=5)
     assert_near({"theta": resumed.theta, "x": resumed.x, "value": resumed.history["value"]}, whole)
+    np.testing.assert_allclose(resumed.x, whole.x, rtol=0, atol=1e-10)
     assert_near(two[0], reference("TV", max_steps=2))
 
 

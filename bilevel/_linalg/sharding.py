@@ -29,7 +29,7 @@ def zeros(like: Vector, *leading: int) -> Vector:
     return jax.tree.map(put, like)
 
 
-def replicate(tree: PyTree, like: Vector) -> PyTree:
+def replicate(tree: PyTree, like: PyTree[Array]) -> PyTree:
     """The tree, copied to every device of the mesh that a leaf of `like` lies on; leaves already on a mesh stay."""
     spread = next((s for v in jax.tree.leaves(like) if (s := on_mesh(v)) is not None), None)
     if spread is None:

@@ -17,7 +17,7 @@ from experiments.scale.sampled_runs import FULL, ISGD, SAMPLED, VALUE
 
 jax.config.update("jax_enable_x64", True)
 
-RATES = (0.1, 0.3, 1.0)
+RATES = (0.1, 0.3, 1.0, 3.0)
 INKS = {FULL: "#222222", SAMPLED: "#C1121F", ISGD: "#0072B2"}
 
 
