@@ -59,7 +59,7 @@ def reference(case, **options):
 def assert_near(found, one):
     theta = np.concatenate([np.ravel(v) for v in jax.tree.leaves(one.theta)])
     np.testing.assert_allclose(np.ravel(found["theta"]), theta, rtol=0, atol=1e-10)
-    # x to 1e-10, or as far as it was asked for: L-BFGS may stop an iteration earlier where sums are made in another order
+    # where sums are made in another order L-BFGS may stop an iteration earlier: x to 1e-10, or as it was asked for
     assert np.linalg.norm(found["x"] - one.x) <= max(1e-10, 2 * one.history["eps"][-1])
     errors = found["value_error"] + one.history["value_error"] if "value_error" in found else 0.0
     gaps = np.abs(found["value"] - one.history["value"])

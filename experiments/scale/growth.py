@@ -2,7 +2,8 @@
 
 Total variation on crops of BSD400 in a file that is mapped, the noise made from the index, in units of at most 16
 beside one whole stack; on two photographs of more and more pixels; ridge regression on 100 000 features whose
-penalties get finer. Each run is a process of its own, from the same start to the default tolerance (ridge: ten steps).
+penalties get finer; 256 crops a process on one process and on two, each on a core of its own. Each run is a process
+of its own, from the same start to the default tolerance (ridge: ten steps; several processes: six).
 `make growth`.
 """
 
