@@ -24,7 +24,7 @@ from ._result import Run, result
 from .checks import check_data, check_limits, check_model, check_names
 from .checks_losses import check_losses
 from .epochs import Program
-from .loaders import comes_in_batches, source
+from .loaders import source
 from .method import Method, delta_stn
 from .running import run
 from .space import Space
@@ -82,10 +82,8 @@ def tune(
     train, valid, some = check_data(train, valid, batch_size)
     check_model(model, space)
     losses, state = prepare(model, space, method, train_loss, valid_loss)
-    if not comes_in_batches(train):
-        state, key = replicate((state, key), (train, valid))
+    state, key = replicate((state, key), some)
     check_losses(losses, state, *some, key)
-
     at = partial(_at, losses)
     ended = run(
         source(_program(losses, metrics, batch_size), train, valid), state, key, epochs=epochs, progress=progress,

@@ -45,19 +45,21 @@ def reached(run: record.Run, f: float, key: str) -> str:
 
 
 def report(runs: dict[str, record.Run]) -> None:
-    rows, f = [], runs[FULL].judged["f"][-1] if FULL in runs else -np.inf
-    for name in (FULL, SAMPLED, ISGD):
-        if name in runs:
-            run = runs[name]
-            value = f"{run.end['value']:.4f} +- {run.end['value_error']:.0e}"
-            spent = (f"{run.end[key]:.0f}" for key in ("cpu_seconds", "seconds"))
-            to = (reached(run, f, key) for key in ("cpu_seconds", "seconds"))
-            rows.append((name, value, f"{run.judged['f'][-1]:.4f}", f"{run.end['steps']}", *spent, *to))
-    head = ("", "f of all patches", "of 256", "steps", "CPU s", "s", f"CPU s to {f:.4f}", "s")
+    rows, f = [], runs[FULL].judged["f"][-1]
+    for name, told in ((FULL, FULL), (SAMPLED, VALUE), (ISGD, ISGD)):
+        judged, end = runs[name].judged, runs[told].end
+        last = np.argmax(judged["steps"])  # before a finish that took no step
+        spent = (f"{judged[key][last]:.0f}" for key in ("cpu_seconds", "seconds"))
+        certificate = f"{end['cpu_seconds']:.0f}" if told == VALUE else "-"
+        value = f"{end['value']:.4f} +- {end['value_error']:.0e}"
+        numbers = f"{judged['f'][last]:.4f}", f"{judged['steps'][last]:.0f}", *spent, certificate
+        rows.append((name, value, *numbers, reached(runs[name], f, "cpu_seconds")))
+    head = ("", "f of all patches", "of 256", "steps", "CPU s", "s", "their value: CPU s", f"CPU s to {f:.4f} of 256")
     print(console.table(head, rows), end="\n\n")
-    if SAMPLED in runs:
-        end = runs[SAMPLED].end
-        print(f"mini-batches: {end['mini_batch_cpu_seconds']:.0f} CPU s; certified: {end['result']}")
+    end = runs[SAMPLED].end
+    seconds, cost = end["cpu_seconds"] - end["mini_batch_cpu_seconds"], end["cost"]
+    print(f"after the mini-batches: {seconds:.0f} CPU s of the default, cost {cost}, {end['steps']} steps")
+    print(f"f = {end['value']:.4f} +- {end['value_error']:.0e}: {end['result']}")
     grid = [(f"{run.config['rate']:g}", str(run.end["steps"]), f"{run.end['f'] or np.nan:.4f}")
             for name, run in runs.items() if name.startswith("grid")]  # fmt: skip
     print("\n" + console.table(("ISGD, first step", "steps", "f of 256"), grid))
@@ -67,11 +69,9 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     style.use()
     figure, ax = plt.subplots(figsize=(6, 3.6))
     for name, ink in INKS.items():
-        if name in runs:
-            judged = runs[name].judged
-            ax.plot(np.maximum(judged["cpu_seconds"], 1), judged["f"], ".-", ms=4, color=ink, label=name)
-    if SAMPLED in runs:
-        ax.axvline(runs[SAMPLED].end["mini_batch_cpu_seconds"], color=INKS[SAMPLED], ls=":", lw=1)
+        judged = runs[name].judged
+        ax.plot(np.maximum(judged["cpu_seconds"], 1), judged["f"], ".-", ms=4, color=ink, label=name)
+    ax.axvline(runs[SAMPLED].end["mini_batch_cpu_seconds"], color=INKS[SAMPLED], ls=":", lw=1)
     ax.set(xlabel="processor seconds", ylabel="f on 256 patches", xscale="log")
     ax.legend()
     style.save(figure, f"{figures}.png")

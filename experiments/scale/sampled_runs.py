@@ -186,7 +186,7 @@ def isgd(log: record.Log, here: Setting, name: str, rate: float, budget: float, 
     if not broken:
         run.judge(theta, steps=k)
         f = record.read(log.path)[name].judged["f"][-1]
-    end = {"steps": k, "f": f}
+    end = {"steps": k, "f": f} | run.clock.stop()
     if looks > 1 and not broken:  # not timed
         end |= value(here, theta)
     run.end(**end)
