@@ -19,7 +19,7 @@ import bilevel
 SCRIPT = Path(processes_for_tests.__file__)
 
 
-def run(out, case="TV", count=2, timeout=300, **options):
+def run(out, case="TV", count=2, timeout=600, **options):
     """The exit codes and the errors of all processes, and the seconds until the last has ended."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
