@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ._arguments import positive
 from ._certificate.gradient import weakest
 from ._chunked import Chunked
-from ._inputs import check_declared, positive, prepare, same_shapes, uniform
+from ._inputs import check_declared, prepare, same_shapes, uniform
 from ._lower.choose import choose
 from ._outer.programs import Meter
 
