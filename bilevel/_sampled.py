@@ -30,7 +30,8 @@ Ends = tuple[np.ndarray, np.ndarray]  # low <= D <= high, one of each for every 
 class Decision(NamedTuple):
     """`accepted`: bound <= -decrease, so that the mean has decreased; False says nothing.
 
-    - `bound`: at least the mean of D. - `units`: how many different ones were looked at.
+    - `bound`: at least the mean of D.
+    - `units`: how many different ones were looked at.
     - `certificate`: "probable"; "proven" where all units were looked at; "estimated" where the intervals were.
     - `cost`: in gradients and products of all units, rounded up.
     """
