@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68_choice bsd68 kodak256 colour inverse blind
-STATISTICS := penalties floors
+STATISTICS := penalties floors lasso groups
 SCALE := cleaning
 NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
@@ -164,12 +164,12 @@ $(PAPER): FOLDER := paper
 $(COMPARISONS): FOLDER := peers
 $(IMAGING): FOLDER := imaging
 $(NETWORKS): FOLDER := networks
-$(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
+$(STATISTICS): FOLDER := statistics
+$(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
-$(STATISTICS): FOLDER := statistics
 $(SCALE): FOLDER := scale
-$(STATISTICS) $(SCALE): $(READY)
+$(SCALE): $(READY)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers
