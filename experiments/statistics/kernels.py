@@ -7,7 +7,7 @@ K_k has the rows and columns that fold k learns from, K_-k the rows that it leav
 weights: predictions are K a, and e^{theta_g} is one over the penalty of group g.
 
     mu = 1,   L = 1 + N,  N = sum_g e^{theta_g} ||X_g||^2,   L_g = N^2/(n T),   L_H = 0
-    ||J|| <= (sum_g e^{2 theta_g} ||K_g a||^2)^{1/2},   M_J with q in place of a,   L_J = (sum_g e^{2 theta_g} ||X_g||^4)^{1/2}
+    ||J|| <= (sum_g e^{2 theta_g} ||K_g a||^2)^{1/2},  M_J the same of q,  L_J = (sum_g e^{2 theta_g} ||X_g||^4)^{1/2}
 
 grad_theta g is quadratic in a, and has no Lipschitz constant for every a: it is estimated where the solve ends, so
 values are certified and gradients are not called so.
@@ -25,8 +25,8 @@ Theta = Float[Array, " groups"]
 
 
 class KernelRidge(bilevel.AbstractProblem):
-    """`KernelRidge(kernels, Y, folds)`: kernels (groups, n, n) and Y (n, targets), float64; folds of like sizes, as pairs
-    (rows learnt from, rows left out)."""
+    """`KernelRidge(kernels, Y, folds)`: kernels (groups, n, n) and Y (n, targets) in float64; folds of like sizes, pairs of
+    rows learnt from and rows left out."""
 
     kernels: Float[Array, "groups n n"]
     Y: Float[Array, "n targets"]

@@ -2,7 +2,7 @@
 
 Lasso and elastic net of `bilevel.estimators` beside scikit-learn's `LassoCV` and `ElasticNetCV` and celer's path, which
 look for alpha among a hundred on the same folds. Two simulated tables, diabetes, and golub with its labels as -1 and 1,
-ten draws or random splits each: squared error on other rows, in units of their targets' variance.
+five draws or random splits each: squared error on other rows, in units of their targets' variance.
 """
 
 import time
@@ -24,7 +24,7 @@ from experiments._harness import console, record, style
 from experiments.statistics import tables
 
 SHARES = (0.1, 0.5, 0.9)  # of the L1 penalty, elastic net's
-DRAWS, FOLDS = 10, 5
+DRAWS, FOLDS = 5, 5
 NONZERO, RATIO = 10, 3.0  # of a simulated table: features that matter, and how much longer the signal is than the noise
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -50,7 +50,7 @@ def real(make: Callable[[], tables.Table], k: int) -> Split:
 
 
 class CelerCV:
-    """celer's path on scikit-learn's grid, for each fold; celer 0.7.4's own `LassoCV` needs a scikit-learn before 1.9."""
+    """celer's path on scikit-learn's grid, for each fold; celer 0.7.4's own `LassoCV` wants scikit-learn before 1.9."""
 
     def __init__(self, cv: list):
         self.cv = cv
@@ -80,10 +80,10 @@ class CelerCV:
 
 
 TABLES = {
-    "n 100, p 5 000": lambda k: simulated(100, 5000, k),
-    "n 1 000, p 200": lambda k: simulated(1000, 200, k),
     "diabetes": lambda k: real(tables.diabetes, k),
     "golub": lambda k: real(tables.golub, k),
+    "n 1 000, p 200": lambda k: simulated(1000, 200, k),
+    "n 100, p 5 000": lambda k: simulated(100, 5000, k),
 }
 MODELS = {
     "Lasso": lambda cv: estimators.Lasso(cv=cv),
