@@ -25,8 +25,8 @@ Theta = Float[Array, " groups"]
 
 
 class KernelRidge(bilevel.AbstractProblem):
-    """`KernelRidge(kernels, Y, folds)`: kernels (groups, n, n) and Y (n, targets) in float64; folds of like sizes, pairs of
-    rows learnt from and rows left out."""
+    """`KernelRidge(kernels, Y, folds)`: kernels (groups, n, n) and Y (n, targets) in float64; folds, pairs of rows
+    learnt from and rows left out, of like sizes."""
 
     kernels: Float[Array, "groups n n"]
     Y: Float[Array, "n targets"]
