@@ -98,7 +98,7 @@ reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minut
 
 imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, operators, without clean images, two hours; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
-statistics: $(STATISTICS)  ## what many penalties are worth on six tables, an hour; SMOKE=1: in two minutes
+statistics: $(STATISTICS)  ## what many penalties are worth on six tables; Lasso, kernels beside their peers, hours; SMOKE=1: in minutes
 
 scale: $(SCALE)  ## data hyper-cleaning on MNIST beside four methods made for it, half an hour; BILEVEL_DATA=folder
 

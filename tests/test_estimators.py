@@ -93,8 +93,8 @@ FLAT = ("golub", "linnerud")  # few rows
     "name", [name if name == "diabetes" else pytest.param(name, marks=pytest.mark.full) for name in RIDGE]
 )
 def test_one_penalty_is_that_of_ridge_cv(name):
-    """Within one step of a grid of 20 a decade, or, where the loss is flat, golub's down to no penalty, no worse; the same
-    coefficients at the same penalty; folds that are given."""
+    """Within one step of a grid of 20 a decade, or, where the loss is flat, golub's down to no penalty, no worse; the
+    same coefficients at the same penalty; folds that are given."""
     X, y = RIDGE[name]()
     cv = KFold(5, shuffle=True, random_state=0)
     model = estimators.Ridge(cv=cv).fit(X, y)
@@ -150,8 +150,8 @@ def test_one_penalty_is_that_of_logistic_regression_cv(name):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", RIDGE)
 def test_one_penalty_is_that_of_lasso_cv(name):
-    """Within one step of a grid of 33 a decade, or, as f has several minima, no worse; the same coefficients and support
-    at the same penalty."""
+    """Within one step of a grid of 33 a decade, or, as f has several minima, no worse; the same coefficients and
+    support at the same penalty."""
     X, y = RIDGE[name]()
     cv = KFold(5, shuffle=True, random_state=0)
     model = estimators.Lasso(cv=cv).fit(X, y)
