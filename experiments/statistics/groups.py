@@ -119,7 +119,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "one theta": Kind(shared, (3, 10, 40), "#C1121F"),
-    "a theta for each target": Kind(each, (5, 20), "#E69F00"),
+    "a theta for each target": Kind(each, (5,), "#E69F00"),
     "himalaya, random search": Kind(random_search, (10, 100), "#0072B2"),
     "himalaya, hypergradient": Kind(hypergradient, (10, 50), "#009E73"),
 }
@@ -132,24 +132,22 @@ def name(groups: int, kind: str, budget: int) -> str:
 def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     """Every run that is not finished in the log."""
     cases, targets, rows = ((3,), 4, 100) if smoke else ((3, 20), 50, 600)
-    for groups in cases:
-        sets = generated(groups, targets, rows)
-        every = [
-            (kind, budget) for kind, (_, budgets, _) in KINDS.items() for budget in budgets[: 1 if smoke else None]
-        ]
-        for kind, budget in (bar := tqdm(every, disable=None)):
-            if (run := name(groups, kind, budget)) in log.finished():
-                continue
-            bar.set_description(run)
-            log.write("config", run, groups=groups, method=kind, budget=budget, **record.environment())
-            compiling, wall, cpu = record.CompileClock(), time.perf_counter(), time.process_time()
-            theta = KINDS[kind].learn(sets, budget)
-            clocks = {
-                "seconds": time.perf_counter() - wall,
-                "cpu_seconds": time.process_time() - cpu,
-                "compile_seconds": compiling.seconds,
-            }
-            log.write("end", run, r2=float(np.mean(r2(sets, np.asarray(theta, float)))), **clocks)
+    made = {groups: generated(groups, targets, rows) for groups in cases}
+    every = [(groups, kind, budget) for groups in cases for kind, it in KINDS.items() for budget in it.budgets]
+    every.sort(key=lambda run: KINDS[run[1]].learn is each)  # what takes longest comes last
+    for groups, kind, budget in (bar := tqdm(every[:: 3 if smoke else 1], disable=None)):
+        if (run := name(groups, kind, budget)) in log.finished():
+            continue
+        bar.set_description(run)
+        log.write("config", run, groups=groups, method=kind, budget=budget, **record.environment())
+        compiling, wall, cpu = record.CompileClock(), time.perf_counter(), time.process_time()
+        theta = KINDS[kind].learn(made[groups], budget)
+        clocks = {
+            "seconds": time.perf_counter() - wall,
+            "cpu_seconds": time.process_time() - cpu,
+            "compile_seconds": compiling.seconds,
+        }
+        log.write("end", run, r2=float(np.mean(r2(made[groups], np.asarray(theta, float)))), **clocks)
 
 
 def r2(sets: Sets, theta: np.ndarray) -> np.ndarray:
