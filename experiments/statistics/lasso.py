@@ -181,7 +181,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
             it = runs[name(table, kind)].judged
             at = np.median(it["cpu_seconds"]), it["test_error"].mean()
             a.errorbar(*at, error(it["test_error"]), fmt="o", ms=5, color=INKS[kind], label=kind)
-        a.set(title=table, xscale="log", xlabel="CPU seconds, a fit")
+        a.set(title=table, xscale="log", xlim=(0.02, 100), xlabel="CPU seconds, a fit")
     axes[0, 0].set_ylabel("test error / variance")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=len(MODELS), loc="outside lower center")
     style.save(figure, f"{figures}.png")
