@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68_choice bsd68 bsd68_levels bsd68_time kodak256 colour inverse blind
-STATISTICS := penalties floors
+STATISTICS := penalties floors lasso groups
 SCALE := cleaning sampled
 NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
@@ -101,7 +101,7 @@ reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minut
 
 imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, operators, without clean images, two hours; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
-statistics: $(STATISTICS)  ## what many penalties are worth on six tables, an hour; SMOKE=1: in two minutes
+statistics: $(STATISTICS)  ## what many penalties are worth on six tables; Lasso, kernels beside their peers, hours; SMOKE=1: in minutes
 
 scale: $(SCALE)  ## data hyper-cleaning on MNIST beside four methods made for it, mini-batches before a certified run, hours; BILEVEL_DATA=folder
 
@@ -167,12 +167,12 @@ $(PAPER): FOLDER := paper
 $(COMPARISONS): FOLDER := peers
 $(IMAGING): FOLDER := imaging
 $(NETWORKS): FOLDER := networks
-$(PAPER) $(COMPARISONS) $(IMAGING) $(NETWORKS): $(PEERS)
+$(STATISTICS): FOLDER := statistics
+$(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(NETWORKS): $(PEERS)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
-$(STATISTICS): FOLDER := statistics
 $(SCALE): FOLDER := scale
-$(STATISTICS) $(SCALE): $(READY)
+$(SCALE): $(READY)
 	$(BIN)/python -m experiments.$(FOLDER).$@ $(MODE)
 
 clean:  ## remove the environment, caches and build leftovers

@@ -35,6 +35,7 @@ else:
     from .exact_tv import ExactTotalVariation as ExactTotalVariation
     from .foe import FieldsOfExperts as FieldsOfExperts
     from .folds import k_folds as k_folds
+    from .group_lasso import GroupLasso as GroupLasso
     from .j_invariant import JInvariant as JInvariant
     from .lasso import ElasticNet as ElasticNet
     from .lasso import Lasso as Lasso

@@ -204,6 +204,14 @@ def newton(G: Float[Array, "W W"], b: Float[Array, " W"], lam: Float[Array, " W"
     return jnp.where(hits <= t, 0, x + t * d)
 
 
+def adjoint(fold: Fold, x: Vector, g: Vector) -> Vector:
+    """(B_S^T B_S + rho)^{-1} g_S on the support S of x; zero elsewhere."""
+    index, gram = fold.working(jnp.abs(x))
+    active = x[index] != 0
+    q = inverse(gram, fold.rho, active)(jnp.where(active, g[index], 0))
+    return jnp.zeros_like(x).at[index].set(q)
+
+
 def inverse(G: Float[Array, "W W"], rho: Scalar, active: Bool[Array, " W"]):
     """v -> (G + rho)^{-1} v on the active rows and columns; lifted where rounding would make it singular."""
     lift = 4 * len(G) * float(jnp.finfo(G.dtype).eps) * jnp.trace(G)

@@ -7,13 +7,15 @@ w_k weighs the rows that fold k learns from, v_k those it leaves out; both sum t
 and of the intercept). `l1_fold` solves a fold and certifies it; eps^2 = sum_k eps_k^2.
 
 z. Where no sign changes, (B_S^T B_S + rho) x_S = B_S^T c - l_S sign(x_S) on the support S. With the adjoint
-(B_S^T B_S + rho) q_S = grad_S g that gives z = - grad_theta sum_k <q_k, l sign(x_k) + rho x_k>.
+(B_S^T B_S + rho) q_S = grad_S g that gives z = - grad_theta sum_k <q_k, l sign(x_k) + rho x_k>. `group_lasso` has
+lengths of groups in place of absolute values, and a fold of its own.
 """
 
 import abc
 import dataclasses
 import math
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -36,8 +38,9 @@ Scalar = Float[Array, ""]
 
 
 class L1Model(AbstractNonsmoothProblem):
-    """What `Lasso` and `ElasticNet` have in common."""
+    """What `Lasso`, `ElasticNet` and `GroupLasso` have in common; `parts` solves and certifies a fold."""
 
+    parts: ClassVar[ModuleType] = l1_fold
     train: FoldRows
     valid: FoldRows
     held: None
@@ -57,13 +60,17 @@ class L1Model(AbstractNonsmoothProblem):
         self.shape = shape if valid else (len(self.train.weights), *shape)
 
     @abc.abstractmethod
-    def penalty(self, theta: Theta) -> tuple[Float[Array, " features"], Scalar]:
+    def penalty(self, theta: Theta) -> tuple[Float[Array, " penalties"], Scalar]:
         """l and rho. Raises ValueError if theta has a wrong shape."""
 
     def lower(self, x: Weights, theta: Theta) -> Scalar:
         """h(x, theta)."""
         lam, rho = self.penalty(theta)
-        return self.train.loss(x) + jnp.sum(jnp.abs(x[..., 0]) @ lam) + rho / 2 * jnp.sum(x**2)
+        return self.train.loss(x) + self.kink(x, lam) + rho / 2 * jnp.sum(x**2)
+
+    def kink(self, x: Weights, lam: Float[Array, " penalties"]) -> Scalar:
+        """What of h has no derivative."""
+        return jnp.sum(jnp.abs(x[..., 0]) @ lam)
 
     def upper(self, x: Weights, theta: Theta) -> Scalar:
         """g(x): half the mean squared error of the rows left out, of the folds' mean."""
@@ -87,20 +94,19 @@ class L1Model(AbstractNonsmoothProblem):
     @property
     def largest(self) -> Scalar:
         """The least number that as l_j for all j leaves no fold any feature: scikit-learn's alpha_max of that fold."""
-        rows, none = (self.train.weights, self.train.means, self.train.base), jnp.zeros(self.shape[-2:-1])
+        rows = self.train.weights, self.train.means, self.train.base
+        return jnp.max(lax.map(lambda row: self.top(*self._rows(*row)), rows))
 
-        def top(row):
-            fold = self._fold(*row, none, jnp.zeros_like(self.train.norm))
-            return jnp.max(jnp.abs(fold.B.T @ fold.c))
-
-        return jnp.max(lax.map(top, rows))
+    def top(self, B: Float[Array, "n features"], c: Float[Array, " n"]) -> Scalar:
+        """Of one fold."""
+        return jnp.max(jnp.abs(B.T @ c))
 
     def solve_cost(self, x: Weights) -> int:
         return self.slope_cost(x) + 1
 
     def slope_cost(self, x: Weights) -> int:
         shape = self.train.A.shape
-        return math.ceil(l1_fold.first_cost(*shape) + l1_fold.look_cost(*shape))
+        return math.ceil(self.parts.first_cost(*shape) + self.parts.look_cost(*shape))
 
     def minimise(self, theta: Theta, x0: Weights, memory: None, eps: Scalar, max_cost: Any) -> Solved:
         """See `l1_fold`; what a fold spends is counted in the multiplications of its gradient, rounded up."""
@@ -110,12 +116,12 @@ class L1Model(AbstractNonsmoothProblem):
 
         def solve(fold):
             (w, m, b), x = fold
-            it = l1_fold.solve(self._fold(w, m, b, lam, rho), x, eps / K**0.5, most)
+            it = self.parts.solve(self._fold(w, m, b, lam, rho), x, eps / K**0.5, most)
             return it.x, it.error, it.floor, it.cost
 
         x, errors, floors, costs = lax.map(solve, ((self.train.weights, self.train.means, self.train.base), x))
         error, floor, cost = (jnp.linalg.norm(errors), jnp.linalg.norm(floors), jnp.ceil(jnp.mean(costs)).astype(int))
-        dearest = l1_fold.dearest(*self.train.A.shape)
+        dearest = self.parts.dearest(*self.train.A.shape)
         result = verdict(error, floor, eps, float(jnp.finfo(x.dtype).eps) / 2, jnp.max(costs) + dearest > most)
         flat = jnp.isinf(error) & (result == RESULTS.lower_stalled)
         result = RESULTS.where(flat, RESULTS.not_strongly_convex, result)
@@ -128,21 +134,20 @@ class L1Model(AbstractNonsmoothProblem):
 
         def adjoint(fold):
             (w, m, b), x, g = fold
-            index, gram = self._fold(w, m, b, lam, rho).working(jnp.abs(x))
-            active = x[index] != 0
-            q = l1_fold.inverse(gram, rho, active)(jnp.where(active, g[index], 0))
-            return jnp.zeros_like(x).at[index].set(q)
+            return self.parts.adjoint(self._fold(w, m, b, lam, rho), x, g)
 
         rows = self.train.weights, self.train.means, self.train.base
         q = lax.map(adjoint, (rows, x.reshape(K, p), g_x.reshape(K, p))).reshape(self.shape)
 
         def pull(theta):
             lam, rho = self.penalty(theta)
-            return -jnp.sum((q * jnp.sign(x))[..., 0] @ lam) - rho * jnp.sum(q * x)
+            return -jax.jvp(lambda x: self.kink(x, lam), (x,), (q,))[1] - rho * jnp.sum(q * x)
 
         return jax.grad(pull)(theta), jnp.asarray(self.slope_cost(x))
 
-    def _fold(self, w, m, b, lam, rho) -> l1_fold.Fold:
+    def _fold(self, w, m, b, lam, rho):
+        return l1_fold.Fold.of(*self._rows(w, m, b), self.train.norm, lam, rho)
+
+    def _rows(self, w, m, b):
         root, given = jnp.sqrt(w), self.train.fixed
-        B, c = root[:, None] * (self.train.A - given @ m), root * (self.train.y[0] - given @ b[:, 0])
-        return l1_fold.Fold.of(B, c, self.train.norm, lam, rho)
+        return root[:, None] * (self.train.A - given @ m), root * (self.train.y[0] - given @ b[:, 0])
