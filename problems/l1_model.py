@@ -145,7 +145,7 @@ class L1Model(AbstractNonsmoothProblem):
 
         return jax.grad(pull)(theta), jnp.asarray(self.slope_cost(x))
 
-    def _fold(self, w, m, b, lam, rho):
+    def _fold(self, w, m, b, lam, rho) -> Any:  # of `parts`
         return l1_fold.Fold.of(*self._rows(w, m, b), self.train.norm, lam, rho)
 
     def _rows(self, w, m, b):
