@@ -120,8 +120,8 @@ class Kind(NamedTuple):
 KINDS = {
     "one theta": Kind(shared, (3, 10, 40), "#C1121F"),
     "a theta for each target": Kind(each, (5,), "#E69F00"),
-    "himalaya, random search": Kind(random_search, (10, 100), "#0072B2"),
-    "himalaya, hypergradient": Kind(hypergradient, (10, 50), "#009E73"),
+    "himalaya, random search": Kind(random_search, (3, 10), "#0072B2"),
+    "himalaya, hypergradient": Kind(hypergradient, (3, 10), "#009E73"),
 }
 
 
@@ -134,7 +134,7 @@ def solve(log: record.Log, packaged: bool, smoke: bool) -> None:
     cases, targets, rows = ((3,), 4, 100) if smoke else ((3, 20), 50, 600)
     made = {groups: generated(groups, targets, rows) for groups in cases}
     every = [(groups, kind, budget) for groups in cases for kind, it in KINDS.items() for budget in it.budgets]
-    every.sort(key=lambda run: KINDS[run[1]].learn is each)  # what takes longest comes last
+    every.sort(key=lambda run: (KINDS[run[1]].learn is each, run[2]))  # what takes longest comes last
     for groups, kind, budget in (bar := tqdm(every[:: 3 if smoke else 1], disable=None)):
         if (run := name(groups, kind, budget)) in log.finished():
             continue
