@@ -4,6 +4,7 @@ JAX's own runtime is the only one: `jax.distributed.initialize()`, and data on a
 its data are; processes that solve problems of their own know nothing of each other.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from ._linalg.sharding import replicate
 
 
 def shared(tree: PyTree) -> bool:
-    """Whether other processes hold a part of it."""
-    return any(isinstance(v, jax.Array) and not v.is_fully_addressable for v in jax.tree.leaves(tree))
+    """Whether other processes hold a part of it. An iterator is not looked into: that would use it up."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda v: isinstance(v, Iterator))
+    return any(isinstance(v, jax.Array) and not v.is_fully_addressable for v in leaves)
 
 
 def whole(v: Any) -> np.ndarray:

@@ -150,12 +150,8 @@ def correct(problem: AbstractProblem, theta: Vector, point: Point, q: Vector) ->
     below = inequalities.corrected_error(delta, eps, M_H) + noise if constants.convex_upper else above
     low = jnp.maximum(point.value - point.below, value - below)
     high = jnp.minimum(point.value + point.value_error, value + above)
-    # the middle, which halves what is claimed; g(x) where that is still more than the value, and so says nothing
-    told = (high - low) / 2 <= jnp.abs(value)
-    centre = jnp.where(told, (low + high) / 2, jnp.clip(point.value, low, jnp.maximum(low, high)))
-    ulp = 4 * u * jnp.abs(value)
-    above, below = (jnp.maximum(side, 0) + ulp for side in (high - centre, centre - low))
-    return dataclasses.replace(point, value=centre, value_error=jnp.maximum(above, below), below=below)
+    half = jnp.maximum(high - low, 0) / 2 + 4 * u * jnp.abs(value)
+    return dataclasses.replace(point, value=(low + high) / 2, value_error=half, below=half)
 
 
 def correction_cost(problem: AbstractProblem, x: Vector, theta: Vector) -> int:
