@@ -45,7 +45,8 @@ def dtypes(tree):
 
 
 FLOOR, STEPS = RESULTS.accuracy_floor, RESULTS.max_steps_reached
-# of the METHODS after 15 steps; eps = 1e-3 is too loose for the last ones on the photographs, not below the floor
+# of the METHODS: after 15 steps, or where rounding ends them, which may be at step 12 on one machine, 84 on another;
+# eps = 1e-3 is too loose for the last ones on the photographs, not below the floor
 ENDS = [(FLOOR, STEPS, STEPS, STEPS, STEPS, STEPS), (FLOOR, FLOOR, FLOOR, FLOOR, STEPS, RESULTS.no_decrease)]
 
 
@@ -55,7 +56,8 @@ def test_no_claim_is_wrong_and_no_run_endless(case, number, optimised):
     """Asked for tol = 0: every interval holds the float64 truth of the same data, and all of it stays float32."""
     (problem, theta0), method = CASES[case], METHODS[number]
     start, thetas, infos = time.monotonic(), [theta0.astype(F)], []
-    for state, info in bilevel.iterate(problem, theta0, method, tol=0.0, max_steps=15, max_cost=20_000):
+    most = 200 if ENDS[case][number] == FLOOR else 15
+    for state, info in bilevel.iterate(problem, theta0, method, tol=0.0, max_steps=most, max_cost=20_000):
         infos.append(info)
         thetas += [state.theta] if info.result is None else []
         assert dtypes(state) <= {jnp.dtype(F), jnp.dtype(np.int32)}
