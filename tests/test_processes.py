@@ -56,15 +56,19 @@ def reference(case, **options):
     return bilevel.solve(problem, theta0, **options)
 
 
-def assert_near(found, one):
+def assert_near(found, one, case="TV"):
+    """To 1e-10; of Fields of Experts, whose L-BFGS may stop an iteration earlier where sums are made in another order,
+    x and the last value to what was asked for and told."""
     theta = np.concatenate([np.ravel(v) for v in jax.tree.leaves(one.theta)])
     np.testing.assert_allclose(np.ravel(found["theta"]), theta, rtol=0, atol=1e-10)
-    # where sums are made in another order L-BFGS may stop an iteration earlier: x to 1e-10, or as it was asked for
-    assert np.linalg.norm(found["x"] - one.x) <= max(1e-10, 2 * one.history["eps"][-1])
-    errors = found["value_error"] + one.history["value_error"] if "value_error" in found else 0.0
-    gaps = np.abs(found["value"] - one.history["value"])
-    assert np.all(gaps[:-1] <= 1e-10 * one.history["value"][:-1]), gaps
-    assert np.all(gaps <= np.maximum(1e-10 * one.history["value"], errors)), gaps
+    values = one.history["value"]
+    if case != "FoE":
+        np.testing.assert_allclose(found["x"], one.x, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(found["value"], values, rtol=1e-10)
+        return
+    assert np.linalg.norm(found["x"] - one.x) <= 2 * one.history["eps"][-1]
+    np.testing.assert_allclose(found["value"][:-1], values[:-1], rtol=1e-10)
+    assert abs(found["value"][-1] - values[-1]) <= (found["value_error"] + one.history["value_error"])[-1]
 
 
 def assert_same(one, other):
@@ -91,7 +95,7 @@ def test_two_processes_find_what_one_finds(tmp_path, case):
     """The first five steps to 1e-10, and the end of the run: the same result, cost within 2 %."""
     two = finish(tmp_path / "a", case, max_steps=5)
     assert_same(*two)
-    assert_near(two[0], reference(case, max_steps=5))
+    assert_near(two[0], reference(case, max_steps=5), case)
     steps = 10 if case == "FoE" else 60  # minutes
     (long, _), one = finish(tmp_path / "b", case, max_steps=steps), reference(case, max_steps=steps)
     assert str(long["result"]).split(".")[0] == one.message.split(".")[0]
