@@ -7,7 +7,8 @@ LINT := .venv/.lint
 DOCS := .venv/.docs
 # Exact versions, of CI too; `make CONSTRAINTS= test` takes the newest.
 CONSTRAINTS ?= --constraint constraints.txt
-INSTALL := $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable
+# Bytecode is written by the first import, of what is imported alone: half of the time.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS) --editable
 
 # One module each, in experiments/paper, peers, imaging and networks. SMOKE=1: small, on packaged data, to see that they run.
 # RESUME=1: go on with the log.
