@@ -13,8 +13,9 @@ mu = lambda_min(B_S^T B_S) + rho, and v_S, the shortest subgradient of P there, 
 
     ||x - xhat|| <= ||v_S|| / mu,     v_j = l_j sign(x_j) - k_j,  or  max(|k_j| - l_j, 0) in size where x_j = 0.
 
-Minimiser. On a working set I, the columns that are left or violate most, coordinate descent on B_I^T B_I, and Newton's
-step for the signs that it finds, cut where the first of them would change: exact once the signs are right.
+Minimiser. On a working set I, the columns that are left or violate most: Newton's steps for the signs that x has, each
+cut where the first of them would change, which is then zero, until one is whole; coordinate descent on B_I^T B_I finds
+other signs; and again. Exact once the signs are right (feature-sign search: Lee, Battle, Raina, Ng, NeurIPS 2006).
 """
 
 from typing import NamedTuple
@@ -29,7 +30,7 @@ Features = Float[Array, "n p"]
 Vector = Float[Array, " p"]
 Scalar = Float[Array, ""]
 MOST = 1024  # columns of a working set
-SWEEPS, ROUNDS = 5, 30  # of coordinate descent before a Newton step; of both at one working set
+SWEEPS, STEPS = 2, 30  # of coordinate descent between whole Newton steps; of Newton's at one working set
 PATIENCE = 10  # working sets without a smaller subgradient
 
 
@@ -88,33 +89,31 @@ def first_cost(n: int, p: int) -> float:
     return n * p**2 / (2 * n * p) if width(n, p) == p else 0.0
 
 
-def step_cost(n: int, p: int) -> float:
-    """A round of coordinate descent and Newton's step, in the same unit."""
+def step_cost(n: int, p: int) -> tuple[float, float]:
+    """The sweeps of coordinate descent, and one of Newton's steps, in the same unit."""
     W = width(n, p)
-    return (SWEEPS * W**2 + W**3 / 6 + 2 * W**2) / (2 * n * p)
+    return SWEEPS * W**2 / (2 * n * p), (W**3 / 6 + 2 * W**2) / (2 * n * p)
 
 
 def dearest(n: int, p: int) -> float:
     """What is between one look and the next, at most."""
-    return look_cost(n, p) + ROUNDS * step_cost(n, p)
+    return look_cost(n, p) + STEPS * sum(step_cost(n, p))
 
 
 def solve(fold: Fold, x0: Vector, eps: Scalar, most: Scalar) -> Iterate:
     """x with an error of at most eps, for at most `most` gradients, at least `first_cost` and `look_cost`."""
     n, p = fold.B.shape
     lengths = jnp.sqrt(jnp.sum(fold.B**2, axis=0) + fold.rho)
-    start = look(
-        fold, lengths, x0, jnp.full_like(fold.rho, first_cost(n, p)), jnp.full_like(fold.rho, jnp.inf), jnp.asarray(0)
-    )
+    spent, worst = jnp.full_like(fold.rho, first_cost(n, p)), jnp.full_like(fold.rho, jnp.inf)
+    start = look(fold, lengths, x0, spent, worst, jnp.asarray(0))
 
     def unfinished(it):
         above = (it.error > eps) & (it.error > 2 * it.floor)
         return above & (it.cost + dearest(n, p) <= most) & (it.since < PATIENCE)
 
     def step(it):
-        moved, rounds = descend(fold, it)
-        x = it.x.at[it.columns].set(moved)
-        return look(fold, lengths, x, it.cost + rounds * step_cost(n, p), it.best, it.since)
+        x, spent = descend(fold, it)
+        return look(fold, lengths, x, it.cost + spent, it.best, it.since)
 
     return lax.while_loop(unfinished, step, start)
 
@@ -165,12 +164,13 @@ def least(gram: Float[Array, "W W"], inside: Bool[Array, " W"], count: Int[Array
     return rho + jnp.maximum(lax.cond(count <= W, lowest, lambda: jnp.zeros_like(rho)), 0)
 
 
-def descend(fold: Fold, it: Iterate) -> tuple[Float[Array, " W"], Int[Array, ""]]:
-    """x on the working set, where the rest of x stays, and the rounds that it took."""
+def descend(fold: Fold, it: Iterate) -> tuple[Vector, Scalar]:
+    """x moved on the working set alone, and what it took."""
     G, lam, rho, start = it.gram, fold.lam[it.columns], fold.rho, it.x[it.columns]
     b = it.k + rho * start + G @ start
     scale = jnp.diagonal(G) + rho
     goal = jnp.maximum(1e-4 * it.size, 4 * float(jnp.finfo(G.dtype).eps) * jnp.linalg.norm(b))
+    sweeping, stepping = step_cost(*fold.B.shape)
 
     def residual(x):
         k = b - G @ x - rho * x
@@ -182,26 +182,26 @@ def descend(fold: Fold, it: Iterate) -> tuple[Float[Array, " W"], Int[Array, ""]
         new = jnp.sign(t) * jnp.maximum(jnp.abs(t) - lam[j], 0) / jnp.where(scale[j] > 0, scale[j], 1)
         return x.at[j].set(new), Gx + (new - x[j]) * G[j]
 
-    def round_(carry):
-        x, rounds, _ = carry
-        x, _ = lax.fori_loop(0, SWEEPS * len(G), lambda j, c: coordinate(j % len(G), c), (x, G @ x))
-        x = newton(G, b, lam, rho, x)
-        return x, rounds + 1, residual(x)
+    def step(carry):
+        x, whole, steps, spent, _ = carry
+        count = jnp.where(whole, SWEEPS * len(G), 0)
+        x, _ = lax.fori_loop(0, count, lambda j, c: coordinate(j % len(G), c), (x, G @ x))
+        spent += jnp.where(whole, sweeping, 0) + stepping
+        x, whole = newton(G, b, lam, rho, x)
+        return x, whole, steps + 1, spent, residual(x)
 
-    def unfinished(carry):
-        return (carry[2] > goal) & (carry[1] < ROUNDS)
-
-    x, rounds, _ = lax.while_loop(unfinished, round_, (start, jnp.asarray(0), jnp.full_like(rho, jnp.inf)))
-    return x, rounds
+    first = start, jnp.asarray(True), jnp.asarray(0), jnp.zeros_like(rho), jnp.full_like(rho, jnp.inf)
+    x, _, _, spent, _ = lax.while_loop(lambda carry: (carry[4] > goal) & (carry[2] < STEPS), step, first)
+    return it.x.at[it.columns].set(x), spent
 
 
 def newton(G: Float[Array, "W W"], b: Float[Array, " W"], lam: Float[Array, " W"], rho: Scalar, x: Float[Array, " W"]):
-    """Towards the minimiser among all x of these signs, as far as they stay."""
+    """Towards the minimiser among all x of these signs, as far as they stay; and whether they all did."""
     active = x != 0
     d = inverse(G, rho, active)(jnp.where(active, b - G @ x - rho * x - lam * jnp.sign(x), 0))
     hits = jnp.where(active & (x * d < 0), -x / jnp.where(d != 0, d, 1), jnp.inf)
     t = jnp.minimum(1, jnp.min(hits))
-    return jnp.where(hits <= t, 0, x + t * d)
+    return jnp.where(hits <= t, 0, x + t * d), t == 1
 
 
 def adjoint(fold: Fold, x: Vector, g: Vector) -> Vector:

@@ -4,10 +4,12 @@
     g(a, theta) = 1/(2 n T) sum_k || Y_-k - K_-k a_k ||^2
 
 K_k has the rows and columns that fold k learns from, K_-k the rows that it leaves out; a_k (rows, targets) are the dual
-weights: predictions are K a, and e^{theta_g} is one over the penalty of group g.
+weights: predictions are K a, and e^{theta_g} is one over the penalty of group g. theta is (groups,), or (groups,
+targets): each target t then has a K of its own, and everything is a sum over targets, so norms are the largest of them.
 
-    mu = 1,   L = 1 + N,  N = sum_g e^{theta_g} ||X_g||^2,   L_g = N^2/(n T),   L_H = 0
-    ||J|| <= (sum_g e^{2 theta_g} ||K_g a||^2)^{1/2},  M_J the same of q,  L_J = (sum_g e^{2 theta_g} ||X_g||^4)^{1/2}
+    mu = 1,   L = 1 + N,  N = max_t sum_g e^{theta_gt} ||X_g||^2,   L_g = N^2/(n T),   L_H = 0
+    ||J|| <= max_t (sum_g e^{2 theta_gt} ||K_g a_t||^2)^{1/2},  M_J the same of q,
+    L_J = max_t (sum_g e^{2 theta_gt} ||X_g||^4)^{1/2};         one theta for all: sums over t in J and M_J
 
 grad_theta g is quadratic in a, and has no Lipschitz constant for every a: it is estimated where the solve ends, so
 values are certified and gradients are not called so.
@@ -21,7 +23,7 @@ from jaxtyping import Array, Float, Int
 import bilevel
 
 Dual = Float[Array, "folds rows targets"]
-Theta = Float[Array, " groups"]
+Theta = Float[Array, " groups"] | Float[Array, "groups targets"]
 
 
 class KernelRidge(bilevel.AbstractProblem):
@@ -39,54 +41,82 @@ class KernelRidge(bilevel.AbstractProblem):
         self.rows, self.left = (jnp.asarray(np.stack(part)) for part in zip(*folds, strict=True))
         self.norms = jnp.linalg.eigvalsh(self.kernels)[:, -1] * (1 + 1e-10)
 
-    def _kernel(self, theta: Theta) -> Float[Array, "n n"]:
-        return jnp.einsum("g,gij->ij", jnp.exp(theta), self.kernels)
+    def _product(self, theta: Theta, left: Int[Array, "folds left"], x: Dual):
+        """K(theta) x: rows `left` of the kernels, columns `rows`."""
 
-    def _inside(self, kernel):
-        return kernel[self.rows[:, :, None], self.rows[:, None, :]]
+        def part(kernel):
+            return kernel[left[:, :, None], self.rows[:, None, :]]
+
+        if theta.ndim == 1:
+            return part(jnp.einsum("g,gij->ij", jnp.exp(theta), self.kernels)) @ x
+
+        def add(total, group):
+            scale, kernel = group
+            return total + scale[None, None] * (part(kernel) @ x), None
+
+        zero = jnp.zeros((*left.shape, x.shape[-1]), x.dtype)
+        return jax.lax.scan(add, zero, (jnp.exp(theta), self.kernels))[0]
 
     def lower(self, x: Dual, theta: Theta):
-        product = jnp.einsum("kij,kjt->kit", self._inside(self._kernel(theta)), x) + x
-        return jnp.sum(x * (product / 2 - self.Y[self.rows]))
+        return jnp.sum(x * ((self._product(theta, self.rows, x) + x) / 2 - self.Y[self.rows]))
 
     def upper(self, x: Dual, theta: Theta):
-        outside = self._kernel(theta)[self.left[:, :, None], self.rows[:, None, :]]
-        residual = self.Y[self.left] - jnp.einsum("kij,kjt->kit", outside, x)
-        return jnp.mean(residual**2) / 2
+        return jnp.mean(self.errors(x, theta))
+
+    def errors(self, x: Dual, theta: Theta) -> Float[Array, " targets"]:
+        """g of each target."""
+        return jnp.mean((self.Y[self.left] - self._product(theta, self.left, x)) ** 2, axis=(0, 1)) / 2
 
     def guess(self, theta: Theta) -> Dual:
         return jnp.zeros((*self.rows.shape, self.Y.shape[1]), self.Y.dtype)
 
+    def _scales(self, theta: Theta):
+        """e^theta_gt ||X_g||^2, (groups, targets or 1)."""
+        return jnp.exp(theta.reshape(len(self.kernels), -1)) * self.norms[:, None]
+
     def constants(self, theta: Theta) -> bilevel.Constants:
-        each = jnp.exp(theta) * self.norms
+        each = self._scales(theta)
+        N = jnp.max(jnp.sum(each, axis=0))
         return bilevel.Constants(
-            mu=1 - 1e-12 * jnp.sum(each),  # the kernels are computed
-            L=1 + jnp.sum(each),
-            L_upper=jnp.sum(each) ** 2 / (self.left.size * self.Y.shape[1]),
+            mu=1 - 1e-12 * N,  # the kernels are computed
+            L=1 + N,
+            L_upper=N**2 / (self.left.size * self.Y.shape[1]),
             L_hessian=0.0,
-            L_cross=jnp.linalg.norm(each),
+            L_cross=jnp.max(jnp.linalg.norm(each, axis=0)),
             convex_upper=True,
         )
 
     def bounds(self, x, theta, q, radius):
-        return bilevel.Bounds(
-            J=self._cross(x, theta),
-            M_H=0.0,
-            M_J=self._cross(q, theta),
-            L_J=jnp.linalg.norm(jnp.exp(theta) * self.norms),
-        )
+        L_J = jnp.max(jnp.linalg.norm(self._scales(theta), axis=0))
+        return bilevel.Bounds(J=self._cross(x, theta), M_H=0.0, M_J=self._cross(q, theta), L_J=L_J)
 
     def _cross(self, x, theta):
-        def size(kernel):
-            return jnp.sum(jnp.einsum("kij,kjt->kit", self._inside(kernel), x) ** 2)
+        def sizes(kernel):
+            return jnp.sum((kernel[self.rows[:, :, None], self.rows[:, None, :]] @ x) ** 2, axis=(0, 1))
 
-        return jnp.sqrt(jnp.sum(jnp.exp(2 * theta) * jax.lax.map(size, self.kernels)))
+        squares = jax.lax.map(sizes, self.kernels)  # (groups, targets)
+        if theta.ndim == 1:
+            return jnp.sqrt(jnp.sum(jnp.exp(2 * theta)[:, None] * squares))
+        return jnp.sqrt(jnp.max(jnp.sum(jnp.exp(2 * theta) * squares, axis=0)))
 
     def preconditioner(self, x, theta):
-        """The inverse of H."""
-        K = self._inside(self._kernel(theta))
-        factors = jnp.linalg.cholesky(K + jnp.eye(K.shape[-1], dtype=K.dtype)[None])
-        return lambda r: jax.vmap(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r))(factors, r)
+        """The inverse of H: a factor a fold and, if each has its own, a target."""
+        scales, part = jnp.exp(theta.reshape(len(self.kernels), -1)), (self.rows[:, :, None], self.rows[:, None, :])
+
+        def factor(scale):
+            K = jnp.einsum("g,gij->ij", scale, self.kernels)[part]
+            return jnp.linalg.cholesky(K + jnp.eye(K.shape[-1], dtype=K.dtype)[None])
+
+        factors = jax.lax.map(factor, scales.T)  # (targets or 1, folds, rows, rows)
+
+        def inverse(r):
+            columns = r.transpose(2, 0, 1)[..., None] if theta.ndim == 2 else r[None]
+            solved = jax.vmap(jax.vmap(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r)))(
+                factors, columns
+            )
+            return solved[..., 0].transpose(1, 2, 0) if theta.ndim == 2 else solved[0]
+
+        return inverse
 
 
 def weights(kernels: np.ndarray, Y: np.ndarray, theta: np.ndarray) -> np.ndarray:
