@@ -26,6 +26,8 @@ import pytest  # noqa: E402
 OURS = "BILEVEL_TESTS_CACHE" not in os.environ
 CACHE = os.environ.setdefault("BILEVEL_TESTS_CACHE", tempfile.mkdtemp(prefix="bilevel-tests-") if OURS else "")
 
+MAPS = 20_000  # of memory, after which compiled programs are forgotten
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", CACHE)
@@ -56,6 +58,15 @@ def forget_programs():
     LLVM crashes at the next one."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def forget_sooner(request):
+    """Files of hundreds of long checks come there by themselves."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if request.node.get_closest_marker("full") and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
 
 
 # What takes longest, and has others beside it that ask for nearly the same: in `make test-full`.
