@@ -20,7 +20,8 @@ def is_sparse(value: Any) -> bool:
 
 
 def features(name: str, value: Any) -> BCOO:
-    """A sparse matrix with rows in order and no entry twice. A BCOO matrix that says this of itself is taken as it is.
+    """A sparse matrix with rows in order, no entry twice, none outside (where JAX's slices leave what they drop).
+    A BCOO matrix of which this holds is taken as it is.
 
     Raises TypeError for dtypes, ValueError for batches.
     """
@@ -28,7 +29,7 @@ def features(name: str, value: Any) -> BCOO:
         value = from_scipy(value)
     elif value.ndim != 2 or value.n_batch or value.n_dense:
         raise ValueError(f"{name}: a BCOO of shape {value.shape} with {value.n_batch} batch axes; pass a matrix")
-    elif not (value.indices_sorted and value.unique_indices):
+    elif not (value.indices_sorted and value.unique_indices and np.all(_inside(value))):
         value = from_scipy(to_scipy(value))
     real(name, value.data)
     return value
@@ -46,8 +47,13 @@ def from_scipy(value: Any) -> BCOO:
 
 def to_scipy(A: BCOO) -> scipy.sparse.csr_array:
     """In float64."""
-    rows, columns = np.asarray(A.indices).T
-    return scipy.sparse.csr_array((np.asarray(A.data, np.float64), (rows, columns)), shape=A.shape)
+    kept = _inside(A)
+    rows, columns = np.asarray(A.indices)[kept].T
+    return scipy.sparse.csr_array((np.asarray(A.data, np.float64)[kept], (rows, columns)), shape=A.shape)
+
+
+def _inside(A: BCOO) -> np.ndarray:
+    return np.all(np.asarray(A.indices) < np.asarray(A.shape), axis=1)
 
 
 def entries(data: Any, rows: Any, columns: Any, shape: tuple[int, int]) -> BCOO:

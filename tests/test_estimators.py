@@ -136,7 +136,7 @@ def test_one_penalty_is_that_of_logistic_regression_cv(name):
         Cs=np.logspace(-3, 3, 25), cv=cv, scoring="neg_log_loss", tol=1e-8, max_iter=10_000, l1_ratios=(0,),
         use_legacy_attributes=False,
     ).fit(X, y)  # fmt: skip
-    options = dict(tol=1e-10, max_iter=10_000, solver="newton-cholesky")
+    options = dict(tol=1e-12, max_iter=10_000, solver="newton-cholesky")
     plain = PlainLogistic(C=1 / float(model.penalties_), **options).fit(X, y)
     print(name, 1 / float(model.penalties_), peer.C_, model.n_iter_, model.solution_.message)
     near = abs(np.log10(model.penalties_ * peer.C_)) <= 0.25 * (1 + 1e-9)

@@ -15,8 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._linalg.norms import dual_norm, norm
 from .._lower.descend import descend
@@ -24,17 +23,19 @@ from .._lower.newton_cg import NewtonCG
 from .._outer.named import quasi_newton
 from .._problem import lower_gradient
 from .._program import program
-from .._results import Solution
+from .._results import RESULTS, Solution
 from .._solve import solve
 from ..problems.families import Binomial, Gaussian, Multinomial
 from ..problems.linear_model import LinearModel
+from ..problems.sparse import is_sparse
 from ._padding import Table, padded
 
 GRID = 16  # penalties, from what leaves nearly nothing of the weights to what leaves the least column nearly free
+FINER = 2  # grids of as many points, each between the neighbours of the last one's best
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
 SEPARATED = 1e-4  # the same but for least squares: rows left out that are all told apart want no penalty whatever
 SEVERAL = 1e-2  # in place of it for several penalties, which tell rows apart that one cannot: `make floors`
-HELD = 1e-10  # of an intercept, at the end
+HELD = 1e-13  # of an intercept, at the end
 PRODUCTS = 2000  # with A, for the last step
 DECIMALS = 3  # of log penalties: finer than `tol` tells; one problem said by weights or by repeats then has one end
 
@@ -64,11 +65,7 @@ def learn(
     lowest, highest = _range(problem, p)
     grid = np.linspace(highest, lowest, GRID)
     shape = _shape(sharing, problem, groups)
-    values, xs = jax.device_get(_path(problem, jnp.asarray(np.stack([np.full(shape, v) for v in grid]))))
-    values = np.where(np.isfinite(values), values, np.inf)
-    best = int(np.argmin(values))
-    if not math.isfinite(values[best]):
-        raise ValueError("the loss is not finite for any penalty: scale the features")
+    best, values, xs = _best(problem, grid, shape)
     # a gradient within tol of the value, or, where that vanishes, of a millionth of what it is without features
     goal = tol * (values[best] + 1e-6 * float(problem.valid.unspent)) + 1e-300
     several = not (isinstance(sharing, str) and sharing == "one")
@@ -76,18 +73,37 @@ def learn(
         lowest = min(lowest + math.log(SEVERAL / SEPARATED), grid[min(best + 1, GRID - 1)])
     box = lowest, highest
     method = quasi_newton(solver=NewtonCG())
-    solution = solve(
-        problem, np.full(shape, grid[best]), method, tol=goal, max_steps=max_steps, bounds=box, x0=xs[best],
-        progress=False,
-    )  # fmt: skip
+    options = dict(tol=goal, max_steps=max_steps, bounds=box, progress=False)
+    solution = solve(problem, np.full(shape, grid[best]), method, x0=xs[best], **options)
+    if solution.result == RESULTS.accuracy_floor and not several:
+        for _ in range(FINER):  # values are told where the sign of the gradient is not
+            grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)], GRID)
+            best, values, xs = _best(problem, grid, shape)
+        finer = solve(problem, np.full(shape, grid[best]), method, x0=xs[best], **options)
+        solution = finer if finer.value < solution.value else solution
+    classes = isinstance(problem.family, Multinomial)
     del problem  # its features, before those of all rows
     mass = np.mean([table.weights[rows].sum() for rows, _ in table.splits])
     shrink = mass / table.weights.sum() if rescale else 1.0
     theta = np.round(solution.theta, DECIMALS)
     coef, intercept, missed = _refit(make, table, groups, theta + math.log(shrink), np.mean(solution.x, axis=0))
+    if classes:  # no loss knows their mean, and so little holds it that rounding moves it
+        intercept = intercept - np.mean(intercept)
     if shape[:1] == (table.A.shape[1],):
         theta = theta[:p]
     return Learnt(coef[:p], intercept, theta, mass, solution, float(missed))
+
+
+def _best(problem, grid, shape) -> tuple[int, np.ndarray, np.ndarray]:
+    """Where on the grid g is least; g and x on all of it."""
+    values, found, xs = jax.device_get(_path(problem, jnp.asarray(np.stack([np.full(shape, v) for v in grid]))))
+    values = np.where(np.isfinite(values), values, np.inf)
+    if np.any(found & np.isfinite(values)):  # what a solve that ended early says may be far from f
+        values = np.where(found, values, np.inf)
+    best = int(np.argmin(values))
+    if not math.isfinite(values[best]):
+        raise ValueError("the loss is not finite for any penalty: scale the features")
+    return best, values, xs
 
 
 def _shape(sharing, problem, groups):
@@ -111,15 +127,18 @@ def _range(problem, p):
 
 
 @program
-def _path(problem: LinearModel, thetas: Float[Array, "grid ..."]) -> tuple[Float[Array, " grid"], Array]:
-    """g(x) and x for each theta, from the one before, to a gradient 1e-5 of that at zero."""
+def _path(
+    problem: LinearModel, thetas: Float[Array, "grid ..."]
+) -> tuple[Float[Array, " grid"], Bool[Array, " grid"], Array]:
+    """g(x), and x, for each theta, from the one before, and whether its gradient is 1e-5 of that at zero."""
 
     def step(x, theta):
         constants = problem.constants(theta)
         first = dual_norm(lower_gradient(problem, problem.guess(theta), theta), constants.metric)
-        solved = descend(problem, NewtonCG(), theta, x, 1e-5 * first / constants.mu, jnp.asarray(300))
+        eps = 1e-5 * first / constants.mu
+        solved = descend(problem, NewtonCG(), theta, x, eps, jnp.asarray(300))
         x = jnp.where(jnp.isfinite(solved.error), solved.x, problem.guess(theta))
-        return x, (problem.upper(x, theta), x)
+        return x, (problem.upper(x, theta), solved.error <= eps, x)
 
     return jax.lax.scan(step, problem.guess(thetas[0]), thetas)[1]
 
@@ -135,7 +154,7 @@ def _weights(problem: LinearModel, theta: Array, x: Array) -> tuple[Array, Array
 
 def _refit(make, table, groups, theta, x) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     A, y, w, _ = table
-    few = A if scipy.sparse.issparse(A) else A[:1]  # nobody asks for the loss of rows left out
+    few = A if is_sparse(A) else A[:1]  # nobody asks for the loss of rows left out
     problem = make(A, y, few, y[: few.shape[0]], weights=w, intercept=True, penalties=groups)
     if problem.held is not None:
         problem = eqx.tree_at(lambda problem: problem.held, problem, jnp.full_like(problem.held, HELD))
