@@ -22,6 +22,15 @@ def test_the_later_line_counts_and_a_cut_one_is_left_out(tmp_path):
     np.testing.assert_array_equal(run.steps["value"], [1, 3, np.nan])
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C, also where whoever began this run ignores it, as a shell does for what is in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_interrupted_equals_uninterrupted(tmp_path):
     """Ctrl-C in its 25th step ends the experiment, not just the run; run again: the same log but for seconds, and no
     checkpoint left behind."""
