@@ -107,7 +107,7 @@ def draw(found: dict[str, record.Run], beside: Path, figures: Path) -> None:
             c = series(found, name)
             ax.loglog(c["n"], c[number], line, marker="o", ms=3, color=ink, label=name)
         ax.set(xlabel="images; pixels; penalties", ylabel=label)
-    axes[0].legend()
+    axes[1].legend(loc="lower right", fontsize=6.5)
     style.save(figure, f"{figures}.png")
 
 
