@@ -37,7 +37,9 @@ def printed(module: str) -> str:
 
 
 def renewed(page: str) -> str:
-    """The page, with every block as its log has it."""
+    """The page, with every block as its log has it. Raises ValueError for a marker without a block, or an empty one."""
+    if page.count("<!-- printed by ") != len(BLOCK.findall(page)):
+        raise ValueError("each `<!-- printed by ... -->` needs a ```text block of at least one line below it")
 
     def block(match: re.Match) -> str:
         begin, end = (match.start("text") - match.start(), match.end("text") - match.start())

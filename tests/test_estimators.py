@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevel import RESULTS, estimators
 from bilevel.estimators import _base
+from bilevel.estimators._learn import Learnt
 from bilevel.estimators._padding import Table, padded, roomy
 
 ROOT = Path(__file__).parents[1]
@@ -334,3 +337,14 @@ def test_bad_input(name):
     model, data, match = BAD[name]
     with pytest.raises(ValueError, match=match):
         model.fit(*data)
+
+
+@pytest.mark.parametrize(("penalties", "steps", "warned"), [("feature", 0, 1), ("feature", 1, 0), ("one", 0, 0)])
+def test_several_penalties_that_rounding_never_let_move_are_a_warning(monkeypatch, penalties, steps, warned):
+    ended = types.SimpleNamespace(result=RESULTS.accuracy_floor, steps=steps, converged=False, message="floor")
+    learnt = Learnt(np.zeros((3, 1)), np.zeros(1), np.zeros((3, 1)), 1.0, ended)
+    monkeypatch.setattr(estimators.Ridge, "_learner", staticmethod(lambda *_: learnt))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        estimators.Ridge(penalties=penalties).fit(np.eye(12)[:, :3], np.arange(12.0))
+    assert len(told) == warned

@@ -264,3 +264,10 @@ def test_no_dead_paths():
     assert [file for path in paths for file in dead(path, path.read_text())] == []
     assert dead(ROOT / "README.md", "[a](figures/x.png)") and dead(ROOT / "Makefile", "experiments/x.py")
     assert not dead(ROOT / "README.md", "[a](experiments/README.md#speed), [b](https://arxiv.org/abs/1903.03088)")
+
+
+def test_every_long_case_exists():
+    """A name in long.txt that no test has would leave the test in `make test`."""
+    for line in (ROOT / "tests" / "long.txt").read_text().splitlines():
+        file, name = line.partition("[")[0].split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), line

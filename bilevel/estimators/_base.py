@@ -64,8 +64,10 @@ class LinearEstimator(BaseEstimator):
         self.penalties_ = np.exp(learnt.log_penalties.T) * scale
         if self.penalties_.ndim == 2 and 1 in self.penalties_.shape:
             self.penalties_ = self.penalties_.ravel()
-        ended = learnt.solution.result
-        if not (learnt.solution.converged or ended == RESULTS.accuracy_floor or ended == RESULTS.settled):
+        ended, one = learnt.solution.result, isinstance(sharing, str) and sharing == "one"
+        # rounding ends a good run, too; but several penalties that it never let move are one penalty
+        floor = ended == RESULTS.accuracy_floor and (one or learnt.solution.steps > 0)
+        if not (learnt.solution.converged or floor or ended == RESULTS.settled):
             warnings.warn(learnt.solution.message, ConvergenceWarning, stacklevel=3)
         if not learnt.missed <= MISSED:
             warnings.warn(

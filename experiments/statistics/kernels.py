@@ -41,18 +41,17 @@ class KernelRidge(bilevel.AbstractProblem):
         self.rows, self.left = (jnp.asarray(np.stack(part)) for part in zip(*folds, strict=True))
         self.norms = jnp.linalg.eigvalsh(self.kernels)[:, -1] * (1 + 1e-10)
 
+    def _part(self, kernel: Float[Array, "n n"], left: Int[Array, "folds left"]) -> Float[Array, "folds left rows"]:
+        return kernel[left[:, :, None], self.rows[:, None, :]]
+
     def _product(self, theta: Theta, left: Int[Array, "folds left"], x: Dual):
         """K(theta) x: rows `left` of the kernels, columns `rows`."""
-
-        def part(kernel):
-            return kernel[left[:, :, None], self.rows[:, None, :]]
-
         if theta.ndim == 1:
-            return part(jnp.einsum("g,gij->ij", jnp.exp(theta), self.kernels)) @ x
+            return self._part(jnp.einsum("g,gij->ij", jnp.exp(theta), self.kernels), left) @ x
 
         def add(total, group):
             scale, kernel = group
-            return total + scale[None, None] * (part(kernel) @ x), None
+            return total + scale[None, None] * (self._part(kernel, left) @ x), None
 
         zero = jnp.zeros((*left.shape, x.shape[-1]), x.dtype)
         return jax.lax.scan(add, zero, (jnp.exp(theta), self.kernels))[0]
@@ -92,7 +91,7 @@ class KernelRidge(bilevel.AbstractProblem):
 
     def _cross(self, x, theta):
         def sizes(kernel):
-            return jnp.sum((kernel[self.rows[:, :, None], self.rows[:, None, :]] @ x) ** 2, axis=(0, 1))
+            return jnp.sum((self._part(kernel, self.rows) @ x) ** 2, axis=(0, 1))
 
         squares = jax.lax.map(sizes, self.kernels)  # (groups, targets)
         if theta.ndim == 1:
@@ -101,20 +100,18 @@ class KernelRidge(bilevel.AbstractProblem):
 
     def preconditioner(self, x, theta):
         """The inverse of H: a factor a fold and, if each has its own, a target."""
-        scales, part = jnp.exp(theta.reshape(len(self.kernels), -1)), (self.rows[:, :, None], self.rows[:, None, :])
+        scales = jnp.exp(theta.reshape(len(self.kernels), -1))
 
         def factor(scale):
-            K = jnp.einsum("g,gij->ij", scale, self.kernels)[part]
+            K = self._part(jnp.einsum("g,gij->ij", scale, self.kernels), self.rows)
             return jnp.linalg.cholesky(K + jnp.eye(K.shape[-1], dtype=K.dtype)[None])
 
         factors = jax.lax.map(factor, scales.T)  # (targets or 1, folds, rows, rows)
+        solve = jax.vmap(jax.vmap(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r)))
 
         def inverse(r):
-            columns = r.transpose(2, 0, 1)[..., None] if theta.ndim == 2 else r[None]
-            solved = jax.vmap(jax.vmap(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r)))(
-                factors, columns
-            )
-            return solved[..., 0].transpose(1, 2, 0) if theta.ndim == 2 else solved[0]
+            columns = r.reshape(*self.rows.shape, len(factors), -1)
+            return solve(factors, columns.transpose(2, 0, 1, 3)).transpose(1, 2, 0, 3).reshape(r.shape)
 
         return inverse
 
