@@ -36,7 +36,7 @@ endif
 demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
 
-.PHONY: help demo demo-figure test test-full lint attack attack-imaging bench bench-full reproduce networks responses front-door first-order growth gallery tables docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics scale clean
+.PHONY: help demo demo-figure test test-full lint attack attack-imaging bench bench-full reproduce networks responses front-door first-order growth devices gallery tables docs docs-check try-wheel test-lowest release docs-examples $(PAPER) $(COMPARISONS) $(IMAGING) $(STATISTICS) $(SCALE) $(NETWORKS) imaging statistics scale clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -116,6 +116,9 @@ first-order: $(READY)  ## hypergradients without Hessian products beside the adj
 
 growth: $(READY)  ## seconds, cost and memory against images, pixels, hyperparameters, a quarter of an hour; SMOKE=1: in one
 	$(BIN)/python -m experiments.scale.growth $(MODE)
+
+devices: $(READY)  ## the same calls on every backend that JAX has here, and whether what they certify holds; a quarter of an hour
+	$(BIN)/python -m experiments.scale.devices $(MODE)
 
 responses: $(READY)  ## what best responses of the lower level are worth, beside MAID
 	$(BIN)/python -m experiments.networks.responses $(MODE)

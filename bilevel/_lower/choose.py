@@ -13,12 +13,13 @@ from .._linalg.vectors import Vector
 from .._problem import AbstractProblem, lower_gradient
 from .lbfgs import LBFGS
 from .nesterov import Nesterov
+from .operations import operations
 from .solver import AbstractLowerSolver
 
 SMALL = 2**14  # numbers in x: then ten pairs of vectors are about 2 MB
-# Operations of a gradient for each number of x, a root or an exponential counting ten. Measured: total variation has
-# 30 to 40 and is 2.8 times as fast by Nesterov's method; eight filters of 3 x 3 have 105 and are slower by it.
-CHEAP, TRANSCENDENTAL = 64, 10
+# Operations of a gradient for each number of x. Measured: total variation has 30 to 40 and is 2.8 times as fast by
+# Nesterov's method; eight filters of 3 x 3 have 220 and are slower by it.
+CHEAP = 64
 
 
 def choose(problem: AbstractProblem, theta: Vector, x: Vector) -> AbstractLowerSolver:
@@ -31,10 +32,4 @@ def choose(problem: AbstractProblem, theta: Vector, x: Vector) -> AbstractLowerS
     constants = jax.eval_shape(problem.constants, theta)
     if units * size <= SMALL or constants.mu is None or constants.L is None:
         return LBFGS()
-    return Nesterov() if operations(problem, theta, x) < CHEAP * size else LBFGS()
-
-
-def operations(problem: AbstractProblem, theta: Vector, x: Vector) -> float:
-    """Of one gradient of h, as XLA counts them; what a loop repeats counts once."""
-    counts = jax.jit(lower_gradient).lower(problem, x, theta).cost_analysis()
-    return counts["flops"] + TRANSCENDENTAL * counts.get("transcendentals", 0.0)
+    return Nesterov() if operations(lower_gradient, problem, x, theta) < CHEAP * size else LBFGS()

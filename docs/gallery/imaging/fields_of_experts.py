@@ -17,14 +17,14 @@ from bilevel.problems import data, foe
 
 jax.config.update("jax_enable_x64", True)
 
-train, held_out = data.denoising_set("photographs", sigma=0.1, held_out=["chelsea"], size=48)
+train, held_out = data.denoising_set("photographs", sigma=0.1, held_out=["chelsea"], size=64)
 variation = problems.TotalVariation(train.clean, train.noisy)
 best = bilevel.solve(variation, np.array([-2.0, -4.0])).theta
 
 filters = foe.dct_filters(3)
 theta0 = {"scale": np.array(0.0), "weights": np.full(8, -2.0), "smoothings": np.full(8, -3.5), "filters": filters}
 experts = problems.FieldsOfExperts(train.clean, train.noisy)
-solution = bilevel.solve(experts, theta0, max_cost=1000)
+solution = bilevel.solve(experts, theta0, max_cost=2000)
 values = solution.history["value"]
 print(f"f: {values[0]:.3f} -> {solution.value:.3f} +- {solution.value_error:.0e}, certified: {solution.certified}")
 

@@ -22,7 +22,7 @@ jax.config.update("jax_enable_x64", True)
 train = data.denoising_set("photographs", sigma=25 / 255, held_out=["chelsea"], size=40).train
 ridge = problems.Ridge()
 problem = problems.Restoration(train.clean, train.noisy, ridge)
-solution = bilevel.solve(problem, ridge.start(size=3), max_cost=200)
+solution = bilevel.solve(problem, ridge.start(size=3), max_cost=1000)
 values = solution.history["value"]
 print(f"f: {values[0]:.3f} -> {solution.value:.3f} +- {solution.value_error:.0e}, certified: {solution.certified}")
 
