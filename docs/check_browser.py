@@ -41,7 +41,7 @@ def main(site: Path, screenshots: Path | None) -> list:
         for name, width in WIDTHS.items():
             page = browser.new_page(viewport={"width": width, "height": 900})
             page.on("console", functools.partial(hear, wrong))
-            page.on("pageerror", wrong.append)
+            page.on("pageerror", lambda error: wrong.append(error))  # Playwright marks what it is given: no built-in
             for path in sorted(site.rglob("index.html")):
                 place = path.parent.relative_to(site).as_posix()
                 page.goto(f"http://127.0.0.1:{server.server_port}/{place}/", wait_until="networkidle")

@@ -22,7 +22,8 @@ NEAR, ABOVE = 0.02, 0.1  # dB
 
 def families(runs: dict[str, record.Run]) -> list[str]:
     """Tasks and kinds that are finished."""
-    return [f"{task}, {kind}" for task in TASKS for kind in KINDS if {task, f"{task}, {kind}, grid"} <= runs.keys()]
+    pairs = [(task, kind) for task in TASKS for kind in KINDS]
+    return [f"{t}, {k}" for t, k in pairs if {t, *(f"{t}, {k}, {way}" for way in WAYS)} <= runs.keys()]
 
 
 def numbers(runs: dict[str, record.Run], name: str) -> tuple[float, int, float]:

@@ -39,7 +39,7 @@ class Level(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """To learn from, in all and in few small crops (None: there are none), and to test on."""
+    """To learn from, for total variation and for the ridge (None: it is not learnt), and to test on."""
 
     learn: Level
     few: Level | None
@@ -75,7 +75,8 @@ def setting(task: str, packaged: bool, smoke: bool) -> Setting:
         slices = np.load(Path(os.environ["BILEVEL_DATA"], BRAIN))["slices"].astype(float)
         train, test = slices[list(LEARN)], slices[list(TEST)]
         train, test = (np.stack([resized(x, SIZES[task]) for x in v[:: STEPS[task]]]) for v in (train, test))
-    return Setting(level(task, train, 0), None, level(task, test, 2))
+    learn = level(task, train, 0)
+    return Setting(learn, learn if task == "masked Fourier" else None, level(task, test, 2))
 
 
 def crops(found: list[np.ndarray], count: int, size: int) -> np.ndarray:
