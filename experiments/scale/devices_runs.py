@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import problems, stn
@@ -62,7 +63,7 @@ def learn(case: str, dtype: str, packaged: bool, steps: int) -> dict:
         start = time.perf_counter()
         solution = bilevel.solve(problem, theta0, max_steps=steps, progress=False)
         found[kind] = time.perf_counter() - start
-    theta = [np.asarray(leaf, np.float64).tolist() for leaf in jax.tree.leaves(solution.theta)]
+    theta = ravel_pytree(solution.theta)[0].tolist()
     values = np.asarray(solution.history["value"], np.float64).tolist()
     return record.summary(solution) | found | {"at": theta, "values": values}
 
@@ -70,7 +71,7 @@ def learn(case: str, dtype: str, packaged: bool, steps: int) -> dict:
 def judge(case: str, packaged: bool, theta: list) -> dict:
     """f there, in float64."""
     problem, theta0 = CASES[case]("float64", packaged)
-    theta = jax.tree.unflatten(jax.tree.structure(theta0), [np.array(leaf) for leaf in theta])
+    theta = ravel_pytree(theta0)[1](np.array(theta))
     found = bilevel.solve(problem, theta, max_steps=0, max_cost=10_000, progress=False)
     return {"value": found.value, "value_error": found.value_error}
 
