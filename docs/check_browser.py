@@ -31,6 +31,11 @@ def hear(wrong, said):
         wrong.append(f"{said.page.url}: {said.text}")
 
 
+def fail(wrong, error):
+    """What a page's scripts raise. Playwright marks what it is given, which `wrong.append` does not bear."""
+    wrong.append(error)
+
+
 def main(site: Path, screenshots: Path | None) -> list:
     """What is wrong, a line each."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
@@ -41,7 +46,7 @@ def main(site: Path, screenshots: Path | None) -> list:
         for name, width in WIDTHS.items():
             page = browser.new_page(viewport={"width": width, "height": 900})
             page.on("console", functools.partial(hear, wrong))
-            page.on("pageerror", lambda error: wrong.append(error))  # Playwright marks what it is given: no built-in
+            page.on("pageerror", functools.partial(fail, wrong))
             for path in sorted(site.rglob("index.html")):
                 place = path.parent.relative_to(site).as_posix()
                 page.goto(f"http://127.0.0.1:{server.server_port}/{place}/", wait_until="networkidle")

@@ -1,7 +1,7 @@
 """Operations of a function, counted in its jaxpr: the same on every backend, and nothing is compiled.
 
-XLA's own count is for CPUs alone: on GPUs `Lowered.cost_analysis()` is None. A root or an exponential counts ten, moving
-data nothing, and what a loop repeats once.
+XLA's own count is for CPUs alone: on GPUs `Lowered.cost_analysis()` is None. A root or an exponential counts ten,
+moving data nothing, and what a loop repeats once.
 """
 
 import math
@@ -12,14 +12,10 @@ import jax
 from jax.extend import core
 
 TRANSCENDENTAL = 10
-ROOTS = frozenset(
-    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
-    "logistic pow rsqrt sin sinh sqrt tan tanh".split()
-)
-MOVES = frozenset(
-    "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice "
-    "dynamic_update_slice gather iota optimization_barrier pad reshape rev slice split squeeze stack transpose".split()
-)
+ROOTS = """acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p
+    logistic pow rsqrt sin sinh sqrt tan tanh"""
+MOVES = """bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice gather iota
+    dynamic_update_slice optimization_barrier pad reshape rev slice split squeeze stack transpose"""
 
 
 def operations(function: Callable, *args: Any) -> float:
@@ -43,7 +39,7 @@ def _operations(equation: Any) -> float:
         return sum(map(_within, inner))
     name, params = equation.primitive.name, equation.params
     sizes_in, sizes_out = ([math.prod(v.aval.shape) for v in side] for side in (equation.invars, equation.outvars))
-    if name in MOVES:
+    if name in MOVES.split():
         return 0.0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -53,7 +49,7 @@ def _operations(equation: Any) -> float:
         return 2.0 * sizes_out[0] * sizes_in[1] / features
     if name == "fft":
         return 5.0 * sizes_out[0] * math.log2(max(2, math.prod(params["fft_lengths"])))
-    return float(max(sizes_in + sizes_out)) * (TRANSCENDENTAL if name in ROOTS else 1)
+    return float(max(sizes_in + sizes_out)) * (TRANSCENDENTAL if name in ROOTS.split() else 1)
 
 
 def _jaxprs(values: Any) -> Iterator[Any]:
