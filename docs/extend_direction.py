@@ -3,7 +3,7 @@
     d = -a z,    a = <s, s> / <s, y>  or  <s, y> / <y, y>,    s = theta - theta_before,    y = z - z_before
 
 A direction is what it remembers and one method, `query`; the search sees to it that f itself decreases. So a need not
-be safe: where <s, y> could be error alone, the last one is kept. On photographs it costs three to five times what the
+be safe: where `<s, y>` could be error alone, the last one is kept. On photographs it costs three to five times what the
 default, L-BFGS, does, and about half of -z; on digits, 64 penalties in a box, -z is cheapest, and it comes next.
 """
 

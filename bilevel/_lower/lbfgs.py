@@ -13,7 +13,7 @@ from .solver import AbstractLowerSolver
 class LBFGS(AbstractLowerSolver):
     """x+ = x - t B grad h(x), B from the last secant pairs, t from gradients alone.
 
-    For convex h the slope phi'(t) = <grad h(x + t d), d> grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
+    For convex h the slope `phi'(t) = <grad h(x + t d), d>` grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
     overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
     floor, where a comparison of values would stall at the square root of it. The pairs outlive a solve.
 

@@ -15,7 +15,7 @@ from .solver import AbstractLowerSolver
 class NewtonCG(AbstractLowerSolver):
     """x+ = x + t d with ||H d + rho|| <= eta ||rho|| by conjugate gradients; t halves until ||rho|| falls.
 
-    <rho, H d> <= -(1 - eta) ||rho||^2 makes d a descent direction of ||rho||, so the halving ends, for any strongly
+    `<rho, H d> <= -(1 - eta) ||rho||^2` makes d a descent direction of ||rho||, so the halving ends, for any strongly
     convex h. eta = min(1/2, sqrt(||rho|| / ||rho_0||)), never below what reaches the goal (Dembo, Eisenstat, Steihaug
     1982). All of it in the problem's metric, if it declares one: that preconditions the conjugate gradients.
     """

@@ -59,7 +59,7 @@ class AbstractSearch(eqx.Module):
         return math.inf
 
     def eps(self, memory: Any, slope: float, asked: Any) -> float:
-        """To what a trial is solved first, `asked` by the accuracy rule, -<z, theta+ - theta> = slope."""
+        """To what a trial is solved first, `asked` by the accuracy rule, `-<z, theta+ - theta>` = slope."""
         return asked.eps
 
     def worthwhile(self, length: float, slope: float) -> bool:

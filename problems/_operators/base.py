@@ -40,7 +40,7 @@ class AbstractOperator(eqx.Module):
         """Below the smallest and above the largest eigenvalue of A^T A, on one stack of images of that shape."""
 
     def adjoint(self, y: Stack) -> Stack:
-        """A^T y; <A x, y> = <x, A^T y>."""
+        """A^T y; `<A x, y> = <x, A^T y>`."""
         images = jax.ShapeDtypeStruct(self.image_shape(y.shape), y.dtype)
         return jax.linear_transpose(self.apply, images)(y)[0]
 
