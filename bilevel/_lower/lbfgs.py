@@ -13,9 +13,9 @@ from .solver import AbstractLowerSolver
 class LBFGS(AbstractLowerSolver):
     """x+ = x - t B grad h(x), B from the last secant pairs, t from gradients alone.
 
-    For convex h the slope `phi'(t) = <grad h(x + t d), d>` grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a serious
-    overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the dtype's
-    floor, where a comparison of values would stall at the square root of it. The pairs outlive a solve.
+    For convex h the slope `phi'(t) = <grad h(x + t d), d>` grows with t, so phi'(t) <= 0.9 |phi'(0)| rules out a
+    serious overshoot; otherwise t moves to the secant's root. Values of h are never needed, so it converges to the
+    dtype's floor, where a comparison of values would stall at the square root of it. The pairs outlive a solve.
 
     `pairs`: how many are kept; left out, 30, or as many as stay in cache (2^19 numbers each of s and y), at least 10;
     or 4 where x has more than 2^20 numbers.
