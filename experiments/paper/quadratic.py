@@ -95,6 +95,9 @@ def one(log: record.Log, problem: Quadratic, name: str, seed: int, budget: int) 
             "gradient_error": info.gradient_error, "delta": info.delta,
             "gradient_off": np.linalg.norm(-J.T @ np.asarray(state.memory.q) - here.gradient),
         }  # fmt: skip
+        if not np.isclose(np.linalg.norm(J.T @ np.asarray(state.memory.q)), info.gradient_norm):
+            # q is the last step's: a step that ends its run is not remembered; then the norms have to agree
+            row["gradient_off"] = abs(info.gradient_norm - np.linalg.norm(here.gradient))
         if np.isnan(info.gradient_norm):  # the budget ended before this point's gradient was known
             row["gradient_off"] = np.nan
         for bound, (truth, _) in BOUNDS.items():
