@@ -8,8 +8,7 @@ defaults, HOAG's schedules, and five draws of the data.
 The lower level has condition number about 37. The upper one, the Hessian K^T A1^T A1 K with K = H^{-1} A2^T A3, has one
 large eigenvalue, because all entries of A_i have the same mean, the next is a thousandth of it and the smallest, by the
 draw, 1e-5 to 1e-8 of it. So the first steps gain nearly two digits and then steepest descent crawls, whatever its
-accuracy: f* is out of reach, and what is compared is how far a budget goes. `make quadratic`, or
-`python -m experiments.paper.quadratic`.
+accuracy: f* is out of reach, and what is compared is how far a budget goes. `make quadratic`.
 """
 
 from pathlib import Path
@@ -81,8 +80,7 @@ def one(log: record.Log, problem: Quadratic, name: str, seed: int, budget: int) 
     theta0 = np.ones(J.shape[1])
     log.write(
         "config", run, method=name, seed=seed, max_cost=budget, condition=condition, minimum=best,
-        above_start=problem.closed_form(theta0).value - best, **record.environment(),
-    )  # fmt: skip
+        above_start=problem.closed_form(theta0).value - best, **record.environment())  # fmt: skip
     tightest = dict.fromkeys(BOUNDS, 0.0)
     failed = increases = checked = 0
     previous = np.inf
@@ -113,11 +111,8 @@ def one(log: record.Log, problem: Quadratic, name: str, seed: int, budget: int) 
 
 
 def off(z: np.ndarray, norm: float, exact: np.ndarray) -> float:
-    """How far z, of the last adjoint, is from the gradient; nan where the budget ended before that was known.
-
-    A step that ends its run is not remembered, so that z may be of the step before: then its norm is another than was
-    told, and what was told is compared with the exact norm.
-    """
+    """How far z, of the last adjoint, is from the gradient; nan where that was not known. A step that ends its run is
+    not remembered, and z then of the step before, with another norm than was told: the norms are compared."""
     return np.linalg.norm(z - exact) if np.isclose(np.linalg.norm(z), norm) else abs(norm - np.linalg.norm(exact))
 
 
