@@ -16,12 +16,12 @@ from .fixed import eliminate
 from .fold_rows import FoldData, FoldRows
 from .folds import masks
 from .rows import AbstractRows, MeanRows
-from .sparse import Features, is_sparse, to_scipy, with_ones
+from .sparse import Features, is_sparse, to_scipy, with_columns
 from .sparse import columns as columns_of
 from .sparse_rows import SparseRows
+from .without_features import without_features
 
-HELD = 1e-6  # the penalty of an intercept's distance from what is best without features
-ROUNDS = 1000  # at most, of looking for what is best without features where there are offsets
+HELD = 1e-6  # the penalty of a column's weight's distance from what is best without features
 
 
 class Table(NamedTuple):
@@ -108,7 +108,7 @@ def assemble(
     if gaussian := isinstance(family, Gaussian):
         base = known.P @ hot.T
     else:
-        base = _without_features(family, w, targets, offset, dtype)[:, None]
+        base = without_features(family, known.U, whole(y), w, targets, offset)
     data = FoldData(A, y, w, known.U, means, base, offset)
     return _rows(data, levels, v, family, targets, None if gaussian else HELD, shift, known.mix)
 
@@ -133,45 +133,21 @@ def _level(family, columns, table, intercept, penalised):
         y, offset = y - jnp.asarray(offset, y.dtype), None
     fixed = [np.ones((A.shape[0], 1))] if intercept else []
     if penalised is not None:
-        if not isinstance(family, Gaussian):
-            raise ValueError(
-                "columns that are not penalised have a certificate with LinearRegression alone: here give them a group "
-                "of their own (penalties=groups), and hold its log penalty low by bounds="
-            )
         free = columns_of(A, ~penalised)
         fixed.append(to_scipy(free).toarray() if is_sparse(free) else np.asarray(free, np.float64))
         A = columns_of(A, penalised)
     return _Level(A, np.concatenate(fixed, axis=1) if fixed else None, y, offset)
 
 
-def _without_features(family, w, targets, offset, dtype):
-    """The intercepts (folds, columns) that fit best where x = 0. With offsets the link of what is missing in the means
-    is added until nothing is: for counts once, for classes iterative proportional fitting."""
-    link = family.base(jnp.asarray(targets, dtype))
-    base, shares = link, jnp.asarray(w, dtype)
-    for _ in range(0 if offset is None else ROUNDS):
-        mean = family.mean(base[:, :, None] + jnp.asarray(offset, dtype)[None])
-        step = link - family.base(jnp.einsum("kn,kcn->kc", shares, mean, precision="highest"))
-        base = base + step
-        if not jnp.max(jnp.abs(step)) > 8 * jnp.finfo(dtype).eps * (1 + jnp.max(jnp.abs(base))):
-            break
-    if not np.isfinite(base).all():
-        raise ValueError(
-            "a fold learns from targets that are all 0, or all 1 (one class), or offsets are huge: its intercept is "
-            "infinite"
-        )
-    return np.asarray(base)
-
-
 def _rows(data, levels, v, family, targets, held, shift, mix):
-    """Rows of both levels: A without what U has of it, and, for an intercept that is held, a column of ones."""
+    """Rows of both levels: A without what U has of it, and U once more where it is held."""
     dtype = data.A.dtype
-    pad = ((0, 0), (0, 0), (0, held is not None))
+    pad = ((0, 0), (0, 0), (0, 0 if held is None else data.fixed.shape[1]))
     data = data._replace(means=np.pad(data.means, pad))
 
     def made(level, U, weights):
         A = level.A if shift is None or is_sparse(level.A) else level.A - jnp.asarray(U @ shift, dtype)
-        A = A if held is None else with_ones(A)
+        A = A if held is None else with_columns(A, U)
         arrays = dict(weights=weights, fixed=U, means=data.means, base=data.base, offset=level.offset)
         arrays = {name: None if a is None else jnp.asarray(a, dtype) for name, a in arrays.items()}
         return FoldData(A=A, y=level.y, **arrays)

@@ -152,7 +152,7 @@ def unpenalised(
     shift: Float[Array, "fixed features"],
     mix: Float[Array, "fixed fixed"],
     x: Weights,
-    held: Float[Array, "*folds 1 columns"] | float = 0.0,
+    held: Float[Array, "*folds fixed columns"] | float = 0.0,
 ) -> Float[Array, "*folds fixed columns"]:
     """The weights of the columns given that are not penalised; they are u times the inverse of `mix`, and A is what is
     left of the features given when u times `shift` has been taken off them."""

@@ -10,9 +10,9 @@ together. With validation rows of their own K is 1, and x (features, columns).
 
 What is not penalised. Gaussian: the columns u_i, an intercept's ones among them, are eliminated (`fixed`): their best
 weights, put in, leave a_i - M_k^T u_i and y_i - b_k^T u_i in place of a_i and y_i. The other families have no such
-formula, and with a free intercept no mu: the curvature along it vanishes where all rows are fitted well. There it is
-base_k + d_k - abar_k^T x_k, abar_k the mean over the rows that fold k learns from, base_k the best where x = 0, and
-d_k, which then is small, has a penalty of its own, `assemble.HELD`, which is not learnt: a last row of x.
+formula, and along a free column no mu: the curvature there vanishes where all rows are fitted well. There the weights
+are b_k + d_k - M_k x_k, M_k as before, b_k what is best where x = 0 (`without_features`), and d_k, which then is small,
+has a penalty of its own, `assemble.HELD`, which is not learnt: the last rows of x.
 
 Offsets o_i are added to the scores; gaussian: taken from the targets.
 """
@@ -48,7 +48,7 @@ class LinearModel(AbstractProblem):
     train: AbstractRows
     valid: AbstractRows
     penalties: AbstractPenalties
-    held: Float[Array, "1 1"] | None  # the penalty of an intercept that is held
+    held: Float[Array, "1 1"] | None  # the penalty of columns that are held: what is not penalised
     shift: Float[Array, "fixed features"] | None  # what was taken off the features, in columns U
     mix: Float[Array, "fixed fixed"] | None  # that are the given ones times this
     order: Int[Array, " all"] | None  # where each given feature is: first what is penalised, then what is not
@@ -83,7 +83,7 @@ class LinearModel(AbstractProblem):
         for field in dataclasses.fields(parts):
             setattr(self, field.name, getattr(parts, field.name))
         self.intercept, self.order = intercept, None if chosen is None else jnp.asarray(tables.back(chosen))
-        shape = (p + (self.held is not None), columns)
+        shape = (p + self._free, columns)
         self.shape = shape if split else (len(self.train.weights), *shape)
 
     @staticmethod
@@ -180,25 +180,30 @@ class LinearModel(AbstractProblem):
         weights = self._learnt(x)
         if self.mix is None:
             return weights, jnp.zeros_like(weights[..., 0, :])
-        held = 0.0 if self.held is None else x[..., -1:, :]
+        held = 0.0 if self.held is None else x[..., -self._free :, :]
         given = unpenalised(self.train, self.shift, self.mix, weights, held)
         if self.order is not None:
             free = given[..., int(self.intercept) :, :]
             weights = jnp.concatenate([weights, free], axis=-2)[..., self.order, :]
         return weights, given[..., 0, :] if self.intercept else jnp.zeros_like(weights[..., 0, :])
 
+    @property
+    def _free(self):
+        """How many rows of x are held."""
+        return 0 if self.held is None else self.train.fixed.shape[1]
+
     def _learnt(self, x):
-        """Without the row of an intercept."""
-        return x if self.held is None else x[..., :-1, :]
+        """Without the rows that are held."""
+        return x[..., : x.shape[-2] - self._free, :]
 
     def _penalty(self, theta):
-        """e^theta of the shape (), (1, columns), (features, 1) or (features, columns), a held intercept included."""
+        """e^theta of the shape (), (1, columns), (features, 1) or (features, columns), what is held included."""
         penalty = jnp.exp(self.penalties.log_penalties(theta))
         if self.held is None:
             return penalty
         columns = 1 if penalty.ndim == 0 else penalty.shape[1]
-        learnt = jnp.broadcast_to(penalty, (self.shape[-2] - 1, columns))
-        return jnp.concatenate([learnt, jnp.broadcast_to(self.held, (1, columns))])
+        learnt = jnp.broadcast_to(penalty, (self.shape[-2] - self._free, columns))
+        return jnp.concatenate([learnt, jnp.broadcast_to(self.held, (self._free, columns))])
 
     def _spread(self, penalty):
         return jnp.broadcast_to(penalty, self.shape)

@@ -34,6 +34,8 @@ class LogisticRegression(LinearModel):
     - `offset` (n, classes), `offset_valid`: added to the scores.
     - `intercept`: one more row of W, not learnt to be penalised: it is held by 1e-6/2 d^2, d how far it is from what it
       is best without features (see `linear_model`). Without it, append a column of ones, penalised like any feature.
+    - `penalised` (features,): False for other columns that are not. They are held like the intercept, last rows of x,
+      and neither in theta nor in `penalties`, but in `coefficients(x)`.
     - `penalties`: groups of features (features,), numbered from 0, theta (groups,); or a matrix B (features, d), theta
       (d,), the features' log penalties being B theta.
 

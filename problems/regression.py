@@ -64,7 +64,9 @@ class PoissonRegression(LinearModel):
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
     `offset` (n,), `offset_valid`: added to s, as the logarithm of an exposure. `intercept`: held by 1e-6/2 d^2, d how
-    far it is from what is best without features, the logarithm of the mean count (see `linear_model`).
+    far it is from what is best without features, the logarithm of the mean count (see `linear_model`). `penalised`
+    (features,): False for other columns that are not; they are held likewise, last rows of x, and neither in theta nor
+    in `penalties`, but in `coefficients(x)`.
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes.
     """

@@ -75,14 +75,16 @@ def columns(A: Features, chosen: np.ndarray) -> Features:
     )
 
 
-def with_ones(A: Features) -> Features:
-    """One more column, of ones."""
+def with_columns(A: Features, U: Float[np.ndarray, "n more"]) -> Features:
+    """More columns, of which none need be sparse."""
     if not isinstance(A, BCOO):
-        return jnp.pad(A, ((0, 0), (0, 1)), constant_values=1)
-    n, p = A.shape
-    rows, column = np.asarray(A.indices).T
-    data = np.concatenate([np.asarray(A.data), np.ones(n, A.dtype)])
-    return entries(data, np.concatenate([rows, np.arange(n)]), np.concatenate([column, np.full(n, p)]), (n, p + 1))
+        return jnp.concatenate([A, jnp.asarray(U, A.dtype)], axis=1)
+    (n, p), more = A.shape, U.shape[1]
+    rows, columns = np.asarray(A.indices).T
+    new_rows, new_columns = (index.ravel() for index in np.indices(U.shape))
+    data = np.concatenate([np.asarray(A.data), U.ravel().astype(A.dtype)])
+    places = np.concatenate([rows, new_rows]), np.concatenate([columns, p + new_columns])
+    return entries(data, *places, (n, p + more))
 
 
 def times(A: Features, x: Float[Array, "folds features columns"]) -> Float[Array, "folds columns n"]:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,13 +87,21 @@ def at_starts(problem: KernelRidge, thetas):
 
 
 def learn(sets: Sets, budget: int, shared: bool) -> np.ndarray:
-    """theta (groups,) for all targets, or (groups, targets)."""
+    """theta (groups,) for all targets, or (groups, targets): a descent each, for each has its own step lengths."""
     problem = KernelRidge(sets.Ks.astype(float), sets.Y.astype(float), folds(sets))
     values = np.asarray(at_starts(problem, jnp.asarray(np.repeat(STARTS[:, None], len(sets.Ks), axis=1))))
-    best = np.argmin(values.sum(axis=1) if shared else values, axis=0)
-    start = np.full((len(sets.Ks), *best.shape), STARTS[best])
-    method = bilevel.quasi_newton(solver=bilevel.NewtonCG())
-    return bilevel.solve(problem, start, method, bounds=BOX, max_steps=budget, tol=1e-6, progress=False).theta
+    if shared:
+        return descend(problem, STARTS[np.argmin(values.sum(axis=1))], budget)
+    each = [
+        descend(eqx.tree_at(lambda all_: all_.Y, problem, problem.Y[:, [t]]), STARTS[best], budget)
+        for t, best in enumerate(np.argmin(values, axis=0))
+    ]
+    return np.stack(each, axis=1)
+
+
+def descend(problem: KernelRidge, start: float, budget: int) -> np.ndarray:
+    method, theta = bilevel.quasi_newton(solver=bilevel.NewtonCG()), np.full(len(problem.kernels), start)
+    return bilevel.solve(problem, theta, method, bounds=BOX, max_steps=budget, tol=1e-6, progress=False).theta
 
 
 class Kind(NamedTuple):
