@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS) --ed
 PAPER := quadratic crossover tv tv_starts foe mnist
 COMPARISONS := one peers
 IMAGING := bsd68_choice bsd68 bsd68_levels bsd68_time kodak256 colour inverse blind
-STATISTICS := penalties floors lasso groups
+STATISTICS := penalties floors lasso groups wide
 SCALE := cleaning sampled
 NETWORKS := exactness optima ablation fashion lstm
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
@@ -102,7 +102,7 @@ reproduce: $(PAPER) $(COMPARISONS)  ## all experiments, hours; SMOKE=1: in minut
 
 imaging: $(IMAGING)  ## learnt denoisers on BSD68, total variation on Kodak, operators, without clean images, two hours; SMOKE=1: in one; BILEVEL_DATA=folder: with the field's data
 
-statistics: $(STATISTICS)  ## what many penalties are worth on six tables; Lasso, kernels beside their peers, hours; SMOKE=1: in minutes
+statistics: $(STATISTICS)  ## what many penalties are worth on six tables; Lasso, kernels beside their peers; wide tables, hours; SMOKE=1: in minutes
 
 scale: $(SCALE)  ## data hyper-cleaning on MNIST beside four methods made for it, mini-batches before a certified run, hours; BILEVEL_DATA=folder
 

@@ -27,7 +27,7 @@ FROM = {
 }
 KINDS = {"TV": problems.TV(isotropic=True), "ridge": problems.Ridge()}
 ALONE = ("SURE", "pixels left out", "calibrate_denoiser")
-SIDE, STEPS = 128, 60  # of the crops that are tested, and how many mini-batches
+SIDE, COUNT, STEPS = 128, 1200, 150  # of the crops that are tested; patches; mini-batches
 MOST = 10_000  # what an image alone may cost: far above what most need to converge
 WEIGHTS = np.geomspace(0.03, 0.5, 10)  # of denoise_tv_chambolle
 
@@ -67,7 +67,7 @@ def setting(packaged: bool, smoke: bool) -> Setting:
     noisy = [(x + SIGMA * rng.standard_normal(x.shape)).astype(np.float32) for x in test]
     tested = [[central(x, SIDE) for x in found] for found in (test, noisy)]
     rng, size = np.random.default_rng(SEED), 16 if smoke else 64
-    chosen = [train[k % len(train)] for k in range(16 if smoke else 400)]
+    chosen = [train[k % len(train)] for k in range(16 if smoke else COUNT)]
     corners = [[rng.integers(side - size + 1) for side in x.shape] for x in chosen]
     clean = np.stack([x[i : i + size, j : j + size] for x, (i, j) in zip(chosen, corners, strict=True)])
     config = {"source": "photographs" if packaged else "bsd400", "sigma": SIGMA, "seed": SEED, "side": SIDE}
