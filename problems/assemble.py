@@ -21,7 +21,7 @@ from .sparse import columns as columns_of
 from .sparse_rows import SparseRows
 from .without_features import without_features
 
-HELD = 1e-6  # the penalty of a column's weight's distance from what is best without features
+HELD = 1e-6  # of l's typical curvature: the penalty of what is held, of its distance from what is best without features
 
 
 class Table(NamedTuple):
@@ -108,7 +108,7 @@ def assemble(
     if gaussian := isinstance(family, Gaussian):
         base = known.P @ hot.T
     else:
-        base = without_features(family, known.U, whole(y), w, targets, offset)
+        base = without_features(family, known.U, hot, w, offset)
     data = FoldData(A, y, w, known.U, means, base, offset)
     return _rows(data, levels, v, family, targets, None if gaussian else HELD, shift, known.mix)
 
@@ -160,5 +160,6 @@ def _rows(data, levels, v, family, targets, held, shift, mix):
         valid = made(levels[1], U, v)
     targets = jnp.asarray(targets, dtype)
     kind = SparseRows if is_sparse(train.A) else FoldRows
-    rest = (None if a is None else jnp.asarray(a, dtype) for a in (held and [[held]], shift, mix))
-    return Parts(kind(train, family, targets), kind(valid, family, targets), *rest)
+    shift, mix = (None if a is None else jnp.asarray(a, dtype) for a in (shift, mix))
+    held = None if held is None else held * jnp.reshape(family.typical(targets), (1, 1))
+    return Parts(kind(train, family, targets), kind(valid, family, targets), held, shift, mix)

@@ -12,7 +12,8 @@ What is not penalised. Gaussian: the columns u_i, an intercept's ones among them
 weights, put in, leave a_i - M_k^T u_i and y_i - b_k^T u_i in place of a_i and y_i. The other families have no such
 formula, and along a free column no mu: the curvature there vanishes where all rows are fitted well. There the weights
 are b_k + d_k - M_k x_k, M_k as before, b_k what is best where x = 0 (`without_features`), and d_k, which then is small,
-has a penalty of its own, `assemble.HELD`, which is not learnt: the last rows of x.
+has a penalty of its own, `assemble.HELD` times l's typical curvature, which is not learnt: the last rows of x. U is
+orthonormal in the rows' weights, and that is next to nothing unless nearly all of a column is in rows fitted well.
 
 Offsets o_i are added to the scores; gaussian: taken from the targets.
 """

@@ -3,74 +3,101 @@
     b_k = argmin over b of  sum_i w_ki l(b^T u_i + o_i, y_i)                 (fixed, columns)
 
 The scores of classes may all move alike without a change of l: b_k is the one whose rows sum to zero. Where U tells the
-targets of some rows from those of all others, l falls for ever along a direction, and there is no b_k.
+targets of some rows from those of all others, l falls for ever along a direction, and there is no b_k: then a step of
+Newton's still moves scores, by about one, where the gradient is as small as rounding.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from scipy.optimize import minimize
 
 from .families import AbstractFamily, Multinomial
 
 Base = Float[np.ndarray, "folds fixed columns"]
-GRADIENT, FLAT, MOST = 16, 1024, 100  # units of rounding: where the search ends, and curvature that is none; steps
-POLISH = 2  # plain steps, to the last digit
+GRADIENT = 16 * np.finfo(float).eps  # of the mean target: where the search ends
+MOST, POLISH = 100, 2  # steps of the search, and plain ones after it, to the last digit
+STILL = 0.1  # what the first of these may move a score by
+SINGULAR = 1e-14  # of a Hessian's largest eigenvalue
 
 
 def without_features(
     family: AbstractFamily,
     U: Float[np.ndarray, "n fixed"],
-    y: Num[np.ndarray, "..."],
+    targets: Float[np.ndarray, "columns n"],
     weights: Float[np.ndarray, "folds n"],
-    means: Float[np.ndarray, "folds columns"],
     offset: Float[np.ndarray, "columns n"] | None,
 ) -> Base:
-    """b_k of every fold, to rounding in JAX's floats; `means`: the folds' mean targets; U of mean square about 1.
-
-    ValueError where there is none.
-    """
-    if offset is None and U.shape[1] == 1 and (U == 1).all():
-        base = np.asarray(family.base(jnp.asarray(means)))[:, None]
-    else:
-        offset = np.zeros((means.shape[1], len(U))) if offset is None else offset
-        base = np.stack([_search(family, U, y, w, mean, offset) for w, mean in zip(weights, means, strict=True)])
+    """b_k of every fold, in float64 whatever JAX's floats are. ValueError where there is none."""
+    alone = offset is None and U.shape[1] == 1 and (U == 1).all()
+    with jax.enable_x64(True):
+        if alone:
+            base = np.asarray(family.base(jnp.asarray(weights @ targets.T)))[:, None]
+        else:
+            offset = np.zeros_like(targets) if offset is None else offset
+            base = np.stack([_search(family, U, targets.T, w, offset.T) for w in weights])
     if not np.isfinite(base).all():
+        columns = (
+            "" if alone else ", or that the columns which are not penalised tell from all others, or offsets are huge"
+        )
         raise ValueError(
-            "a fold learns from targets that are all 0, or all 1 (one class), or that the columns which are not "
-            "penalised tell from all others: nothing holds these columns' weights. Penalise some of them, or take "
-            "fewer folds"
+            f"a fold learns from targets that are all 0, or all 1 (one class){columns}: nothing holds what is not "
+            "penalised, an intercept or columns. Penalise them, or take fewer folds"
         )
     return base
 
 
-def _search(family, U, y, w, mean, offset):
-    """b_k by Newton's method in a trust region; not finite if there is none."""
+def _search(family, U, targets, w, offset):
+    """b_k by Newton's method in a trust region; not finite if there is none. Rows come first."""
+    used, mean = (w > 0)[:, None], w @ targets
+    U, offset = np.where(used, U, 0), np.where(used, offset, 0)  # whatever the others hold
     basis = _basis(len(mean)) if isinstance(family, Multinomial) else np.eye(len(mean))
-    data = (family, basis, U, y, w, offset)
-    rounded = (1 + float(np.max(mean))) * float(jnp.finfo(float).eps)
-    found = minimize(
-        lambda z: tuple(np.asarray(v) for v in _loss(z, *data)), np.zeros(U.shape[1] * basis.shape[1]), jac=True,
-        hess=lambda z: np.asarray(_hessian(z, *data)), method="trust-exact",
-        options={"gtol": GRADIENT * rounded, "maxiter": MOST},
-    )  # fmt: skip
-    z = found.x
-    if np.linalg.eigvalsh(found.hess)[0] <= FLAT * rounded:
+
+    def at(z):
+        b = z.reshape(U.shape[1], -1) @ basis.T
+        return (np.asarray(part) for part in _rows(family, U @ b + offset, targets))
+
+    def value(z):
+        losses, residuals, _ = at(z)
+        return w @ losses, (U.T @ (w[:, None] * residuals) @ basis).ravel()
+
+    def hessian(z):
+        *_, D = at(z)
+        D = np.einsum("n,ncd,ce,df->nef", w, D, basis, basis, optimize=True)
+        return np.einsum("nu,nef,nv->uevf", U, D, U, optimize=True).reshape(z.size, z.size)
+
+    # the scores that a quarter of each target, three of the mean have: a start as near as offsets are large
+    scores = np.asarray(family.base(jnp.asarray((targets + 3 * mean) / 4))) - offset
+    if not np.isfinite(scores).all():
         return np.full((U.shape[1], len(mean)), np.inf)
-    for _ in range(POLISH):
-        z = z - np.linalg.solve(_hessian(z, *data), _loss(z, *data)[1])
+    root = np.sqrt(w)[:, None]
+    start = (np.linalg.lstsq(root * U, root * scores)[0] @ basis).ravel()
+    options = {"gtol": GRADIENT * float(np.max(mean)), "maxiter": MOST, "max_trust_radius": 1e12}
+    z = minimize(value, start, jac=True, hess=hessian, method="trust-exact", options=options).x
+    for k in range(POLISH):
+        H, g = hessian(z), value(z)[1]
+        values = np.linalg.eigvalsh(H)
+        step = np.linalg.solve(H, g) if values[0] > SINGULAR * values[-1] else np.full_like(z, np.inf)
+        if k == 0 and not np.max(np.abs(U @ step.reshape(U.shape[1], -1))) <= STILL:
+            return np.full((U.shape[1], len(mean)), np.inf)
+        z = z - step
     return z.reshape(U.shape[1], -1) @ basis.T
 
 
-def _value(z, family, basis, U, y, w, offset):
-    b = z.reshape(U.shape[1], -1) @ basis.T
-    return jnp.vdot(w, family.losses((b.T @ U.T + offset)[None], y)[0])
+@eqx.filter_jit
+def _rows(family, scores, targets):
+    """l, dl/ds and D of every row."""
 
+    def mean(s):
+        return family.mean(s[None, :, None])[0, :, 0]
 
-_loss = eqx.filter_jit(jax.value_and_grad(_value))
-_hessian = eqx.filter_jit(jax.hessian(_value))
+    def one(s, y):
+        labels = jnp.argmax(y)[None] if isinstance(family, Multinomial) else y[:, None]
+        return family.losses(s[None, :, None], labels)[0, 0], mean(s) - y, jax.jacfwd(mean)(s)
+
+    return jax.vmap(one)(scores, targets)
 
 
 def _basis(columns: int) -> Float[np.ndarray, "columns fewer"]:

@@ -35,7 +35,7 @@ FINER = 2  # grids of as many points, each between the neighbours of the last on
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
 SEPARATED = 1e-4  # the same but for least squares: rows left out that are all told apart want no penalty whatever
 SEVERAL = 1e-2  # in place of it for several penalties, which tell rows apart that one cannot: `make floors`
-HELD = 1e-13  # of an intercept, at the end
+HELD = 1e-7  # of what holds an intercept, at the end
 PRODUCTS = 2000  # with A, for the last step
 DECIMALS = 3  # of log penalties: finer than `tol` tells; one problem said by weights or by repeats then has one end
 
@@ -157,5 +157,5 @@ def _refit(make, table, groups, theta, x) -> tuple[np.ndarray, np.ndarray, np.nd
     few = A if is_sparse(A) else A[:1]  # nobody asks for the loss of rows left out
     problem = make(A, y, few, y[: few.shape[0]], weights=w, intercept=True, penalties=groups)
     if problem.held is not None:
-        problem = eqx.tree_at(lambda problem: problem.held, problem, jnp.full_like(problem.held, HELD))
+        problem = eqx.tree_at(lambda problem: problem.held, problem, HELD * problem.held)
     return jax.device_get(_weights(problem, jnp.asarray(theta), jnp.asarray(x)))
