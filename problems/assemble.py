@@ -21,7 +21,7 @@ from .sparse import columns as columns_of
 from .sparse_rows import SparseRows
 from .without_features import without_features
 
-HELD = 1e-6  # of l's typical curvature: the penalty of what is held, of its distance from what is best without features
+HELD = 1e-5  # of l's typical curvature: the penalty of what is held, of its distance from what is best without features
 
 
 class Table(NamedTuple):

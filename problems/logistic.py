@@ -32,9 +32,9 @@ class LogisticRegression(LinearModel):
     - `weights` (n,), `weights_valid` (n_valid,): of rows, not negative; with folds `weights` are those of the rows left
       out, too.
     - `offset` (n, classes), `offset_valid`: added to the scores.
-    - `intercept`: one more row of W, not learnt to be penalised: it is held by a millionth of what a feature of mean
-      square 1 is by the data, where it is best without features (see `linear_model`). Without it, append a column of
-      ones, penalised like any feature.
+    - `intercept`: one more row of W, not learnt to be penalised: it is held, by a hundred-thousandth of what the data
+      hold of a feature of mean square 1, where it is best without features (see `linear_model`). Without it, append a
+      column of ones, penalised like any feature.
     - `penalised` (features,): False for other columns that are not. They are held like the intercept, last rows of x
       in an orthonormal basis, and neither in theta nor in `penalties`, but in `coefficients(x)`.
     - `penalties`: groups of features (features,), numbered from 0, theta (groups,); or a matrix B (features, d), theta

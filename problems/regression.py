@@ -63,10 +63,11 @@ class PoissonRegression(LinearModel):
     A certificate is infinite until ||x - xhat|| is known to be small.
 
     `folds`, `weights`, `weights_valid`, `penalties` as in `LogisticRegression`; folds given as a number are shuffled.
-    `offset` (n,), `offset_valid`: added to s, as the logarithm of an exposure. `intercept`: held by a millionth of what
-    a feature of mean square 1 is by the data, where it is best without features, at the logarithm of the mean count
-    (see `linear_model`). `penalised` (features,): False for other columns that are not; they are held likewise, last
-    rows of x in an orthonormal basis, and neither in theta nor in `penalties`, but in `coefficients(x)`.
+    `offset` (n,), `offset_valid`: added to s, as the logarithm of an exposure. `intercept`: held, by a
+    hundred-thousandth of what the data hold of a feature of mean square 1, where it is best without features, at the
+    logarithm of the mean count (see `linear_model`). `penalised` (features,): False for other columns that are not;
+    they are held likewise, last rows of x in an orthonormal basis, and neither in theta nor in `penalties`, but in
+    `coefficients(x)`.
 
     Raises ValueError for shapes, folds and values that do not fit, TypeError for dtypes.
     """

@@ -233,7 +233,7 @@ def test_what_is_held_is_not_penalised(kind):
     b = minimize(h, np.zeros(shape).ravel(), jac=True, method="BFGS", options={"gtol": 1e-10}).x.reshape(shape)
     found = np.concatenate([coefficients, intercept[None]])
     b[~np.array([*FREE, False])] -= b[~np.array([*FREE, False])].mean(axis=1, keepdims=True) * (kind == "multinomial")
-    np.testing.assert_allclose(found, b, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found, b, rtol=0, atol=2e-5)
 
 
 ALONE = dict(intercept=True, penalised=np.array([True, False]))

@@ -35,7 +35,7 @@ FINER = 2  # grids of as many points, each between the neighbours of the last on
 WIDEST, FREE = 10.0, 1e-6  # times the largest eigenvalue, and a column's mean square
 SEPARATED = 1e-4  # the same but for least squares: rows left out that are all told apart want no penalty whatever
 SEVERAL = 1e-2  # in place of it for several penalties, which tell rows apart that one cannot: `make floors`
-HELD = 1e-7  # of what holds an intercept, at the end
+HELD = 1e-8  # of what holds an intercept, at the end
 PRODUCTS = 2000  # with A, for the last step
 DECIMALS = 3  # of log penalties: finer than `tol` tells; one problem said by weights or by repeats then has one end
 

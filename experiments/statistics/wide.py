@@ -129,7 +129,16 @@ def report(runs: dict[str, record.Run]) -> None:
         end = run.end
         clocks = (f"{end[key]:.1f}" for key in ("seconds", "cpu_seconds"))
         shown = f"{end['growth'] / MIB:.0f}", end["penalties"], end["steps"], end["cost"]
-        rows.append((name, *clocks, *shown, f"{end['value']:.4f}", f"{end['error']:.4g}", end["result"].split(".")[0]))
+        rows.append(
+            (
+                name,
+                *clocks,
+                *shown,
+                f"{end['value']:.4f}",
+                f"{end['error']:.4g}",
+                end["result"].split(" (")[0].split(".")[0],
+            )
+        )
     head = ("", "s", "CPU s", "MiB", "penalties", "steps", "cost", "f", "error", "ended as")
     print(console.table(head, rows))
 
