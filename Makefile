@@ -17,7 +17,7 @@ COMPARISONS := one peers
 IMAGING := bsd68_choice bsd68 bsd68_levels bsd68_time kodak256 colour inverse blind
 STATISTICS := penalties floors lasso groups wide
 SCALE := cleaning sampled
-NETWORKS := exactness optima ablation fashion lstm
+NETWORKS := exactness optima ablation fashion lstm tune
 MODE := $(if $(SMOKE),--smoke,$(if $(RESUME),--resume))
 
 # Nearly all of a smoke run is compiling, some of it the same in several: half of it goes without optimisations. Other

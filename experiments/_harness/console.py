@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments._harness import packed, record
 
 EXPERIMENTS = Path(__file__).parents[1]  # holds the folders logs and figures
@@ -62,3 +64,8 @@ def table(header: tuple[str, ...], rows: list[tuple]) -> str:
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in (lines[0], "-" * len(lines[0]), *lines[1:]))
+
+
+def spread(numbers: Any, digits: int) -> str:
+    """Mean and standard deviation."""
+    return f"{np.mean(numbers):.{digits}f} ± {np.std(numbers, ddof=min(1, len(numbers) - 1)):.{digits}f}"

@@ -89,8 +89,7 @@ def groups(runs: dict[str, record.Run]) -> dict[str, list[record.Run]]:
 
 def report(runs: dict[str, record.Run]) -> None:
     def spread(group, column, factor=1, digits=4):
-        numbers = factor * np.array([run.end[column] for run in group])
-        return f"{numbers.mean():.{digits}f} ± {numbers.std(ddof=min(1, len(numbers) - 1)):.{digits}f}"
+        return console.spread(factor * np.array([run.end[column] for run in group]), digits)
 
     rows = [
         (

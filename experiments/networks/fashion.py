@@ -44,12 +44,17 @@ def keep(runs: dict[str, record.Run]) -> dict[str, set[int]]:
     ended, and every other one of Delta-STN's, whose schedules are drawn."""
     kept = {}
     for key, run in runs.items():
-        value, random = run.steps["value"], runs[name(METHODS[0], run.config["network"], run.config["seed"])].end
-        best = value < np.fmin.accumulate(np.append(np.inf, value[:-1]))
+        random = runs[name(METHODS[0], run.config["network"], run.config["seed"])].end
         ends = [found(run, by, random[by])[1] for by in ("seconds", "gradients")]
-        every = {"Delta-STN": 2, "STN": len(value)}.get(run.config["method"], 1)
-        kept[key] = {int(k) for k in (*run.steps["k"][best], *run.steps["k"][ends], *run.steps["k"][::every])}
+        every = {"Delta-STN": 2, "STN": len(run.steps["k"])}.get(run.config["method"], 1)
+        kept[key] = bests(run) | {int(k) for k in (*run.steps["k"][ends], *run.steps["k"][::every])}
     return kept
+
+
+def bests(run: record.Run) -> set[int]:
+    """The steps that are the best so far."""
+    value = run.steps["value"]
+    return {int(k) for k in run.steps["k"][value < np.fmin.accumulate(np.append(np.inf, value[:-1]))]}
 
 
 def groups(runs: dict[str, record.Run]) -> dict[str, dict[str, list[record.Run]]]:
@@ -62,9 +67,6 @@ def groups(runs: dict[str, record.Run]) -> dict[str, dict[str, list[record.Run]]
 
 
 def report(runs: dict[str, record.Run]) -> None:
-    def spread(numbers, digits):
-        return f"{np.mean(numbers):.{digits}f} ± {np.std(numbers, ddof=min(1, len(numbers) - 1)):.{digits}f}"
-
     for (network, methods), by in itertools.product(groups(runs).items(), ("seconds", "gradients")):
         rows, limits = [], []
         for label, group in {"its start, not tuned": methods[METHODS[0]], **methods}.items():
@@ -78,8 +80,9 @@ def report(runs: dict[str, record.Run]) -> None:
                 limits.append(limit)
             what = "epochs" if label in SELF_TUNING else "trainings"
             rows.append((
-                label, spread(columns["value"], 4), spread(columns["test_loss"], 4),
-                spread(100 * np.array(columns["accuracy"]), 2), f"{np.mean(columns['inside']):.0f} {what}", len(group),
+                label, console.spread(columns["value"], 4), console.spread(columns["test_loss"], 4),
+                console.spread(100 * np.array(columns["accuracy"]), 2), f"{np.mean(columns['inside']):.0f} {what}",
+                len(group),
             ))  # fmt: skip
         title = f"{network}, {np.mean(limits):.0f} {by}"
         print(
@@ -92,18 +95,8 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     table = groups(runs)
     figure, axes = plt.subplots(1, len(table), figsize=(5.2 * len(table), 4.4), squeeze=False)
     for a, (network, methods) in zip(axes[0], table.items(), strict=True):
-        for method, group in methods.items():
-            grid = np.geomspace(
-                max(run.steps["seconds"][0] for run in group), min(run.steps["seconds"][-1] for run in group), 200
-            )
-            best = np.array([so_far(run, grid) for run in group])
-            a.plot(grid, best.mean(0), color=COLOURS[method], label=method)
-            a.fill_between(grid, best.min(0), best.max(0), color=COLOURS[method], alpha=0.15, lw=0)
-        budget = np.mean([run.end["seconds"] for run in methods[METHODS[0]]])
-        a.axvline(budget, color=style.INK, ls=":", lw=1, label="the budget of seconds")
-        a.set(xscale="log", xlabel="seconds, without compilation", title=network)
-        a.xaxis.set_minor_formatter(NullFormatter())
-        a.set_ylim(top=1.2 * max(np.nanmin(run.steps["value"]) for run in methods[METHODS[0]]))
+        race(a, methods, np.mean([run.end["seconds"] for run in methods[METHODS[0]]]))
+        a.set(title=network)
     axes[0, 0].set(ylabel="least validation loss so far")
     figure.legend(
         *max((a.get_legend_handles_labels() for a in axes[0]), key=lambda both: len(both[1])),
@@ -113,16 +106,37 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     style.save(figure, figures.with_name(f"{figures.name}_seconds.png"))
 
     tuned = {network: methods["Delta-STN"] for network, methods in table.items() if "Delta-STN" in methods}
+    schedules(tuned, (3, 3), figures)
+
+
+def race(a: plt.Axes, methods: dict[str, list[record.Run]], budget: float) -> None:
+    """Least validation loss so far against seconds, by method: mean and range of the seeds."""
+    for method, group in methods.items():
+        grid = np.geomspace(
+            max(run.steps["seconds"][0] for run in group), min(run.steps["seconds"][-1] for run in group), 200
+        )
+        best = np.array([so_far(run, grid) for run in group])
+        a.plot(grid, best.mean(0), color=COLOURS[method], label=method)
+        a.fill_between(grid, best.min(0), best.max(0), color=COLOURS[method], alpha=0.15, lw=0)
+    a.axvline(budget, color=style.INK, ls=":", lw=1, label="the budget of seconds")
+    a.set(xscale="log", xlabel="seconds, without compilation")
+    a.xaxis.set_minor_formatter(NullFormatter())
+    a.set_ylim(top=1.2 * max(np.nanmin(run.steps["value"]) for run in methods[METHODS[0]]))
+
+
+def schedules(tuned: dict[str, list[record.Run]], grid: tuple[int, int], figures: Path) -> None:
+    """Every hyperparameter against epochs, all seeds, by what `COLOURS` tells apart."""
     scales = "scale of "
     names = [[c.removeprefix(scales) for c in group[0].steps if c.startswith(scales)] for group in tuned.values()]
-    figure, axes = plt.subplots(3, 3, figsize=(9.6, 6.6), sharex=True)
+    rows, columns = grid
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.2 * rows), sharex=True)
     for a, column in itertools.zip_longest(axes.flat, max(names, key=len)):
         a.set_visible(column is not None)
-        for network, group in tuned.items():
+        for label, group in tuned.items():
             for i, run in enumerate(run for run in group if column in run.steps):
-                label = network if i == 0 else None
-                a.plot(run.steps["k"], run.steps[column], color=COLOURS[network], lw=1.2, label=label)
-        a.set(title=column, yscale="log" if column == "decay" else "linear")
+                shown = label if i == 0 else None
+                a.plot(run.steps["k"], run.steps[column], color=COLOURS[label], lw=1.2, label=shown)
+        a.set(title=column, yscale="log" if column is not None and column.startswith("decay") else "linear")
         a.yaxis.set_minor_formatter(NullFormatter())
     for a in axes[-1]:
         a.set(xlabel="epochs")

@@ -1,10 +1,10 @@
 """The runs of `fashion`: four searches and two self-tunings, each until its budget is spent."""
 
-import contextlib
 import itertools
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,7 +22,7 @@ METHODS = (*searches.SEARCHES, *SELF_TUNING)
 SEEDS, TRAININGS, EPOCHS = (0, 1, 2), 20, 15
 DECAYS = (1e-7, 1e-2)  # for the searches; self-tuning has no bounds there
 GRID = (0.0, 0.3, 0.6), (0.0, 0.3, 0.6), (1e-6, 1e-4)  # all dropouts, all augmentations (parts of the range), decay
-PRUNE_AFTER = 5  # epochs
+PRUNE_AFTER = 3  # one in so many of a training's epochs
 SMOKE = {"MLP": [m for m in METHODS if m != "STN"], "CNN": ["random search", "STN"]}  # each method, each network
 CLOCK = record.CompileClock()
 
@@ -38,10 +38,6 @@ class Budget(NamedTuple):
         return seconds >= self.seconds and gradients >= self.gradients and trainings >= self.trainings
 
 
-class Spent(Exception):
-    """The budget has ended."""
-
-
 def search(log, run, config, plain, model, sets, budget: Budget) -> dict[str, Any]:
     """A line for every training; the run's last line."""
     (train, valid, test), method, seed, epochs = sets, config["method"], config["seed"], config["epochs"]
@@ -49,7 +45,7 @@ def search(log, run, config, plain, model, sets, budget: Budget) -> dict[str, An
     plain.compile(model, train, valid, key)
     per_epoch, first = len(train[1]) // BATCH, grid(plain.space) if method == "grid search" else [starts(plain.space)]
     first = [first[k] for k in np.random.default_rng(seed).permutation(len(first))]
-    study = searches.study(method, first, seed, min(PRUNE_AFTER, epochs))
+    study = searches.study(method, first, seed, epochs // PRUNE_AFTER)
     ranges = searches.ranges(plain.space, DECAYS)
     began, aside, gradients = time.perf_counter(), 0.0, 0
     trials = searches.trials(study, ranges, lambda values: plain.epochs(model, values, train, valid, key), epochs)
@@ -72,8 +68,9 @@ def search(log, run, config, plain, model, sets, budget: Budget) -> dict[str, An
     return {"seconds": seconds, "gradients": gradients, "compile_seconds": plain.compile_seconds}
 
 
-def self_tune(log, run, config, plain, model, sets, budget: Budget) -> dict[str, Any]:
-    """A line for every epoch, with the test of those that are the best so far; the run's last line."""
+def self_tune(log, run, config, plain, model, sets, budget: Budget, schedule: Path | None = None) -> dict[str, Any]:
+    """A line for every epoch, with the test of those that are the best so far; the run's last line. The schedule goes
+    into the file of that name."""
     (train, valid, test), key = sets, jax.random.key(config["seed"])
     method = SELF_TUNING[config["method"]](plain.optimiser)
     network = stn.convert(model, plain.space, key=jax.random.fold_in(key, 1))
@@ -92,16 +89,17 @@ def self_tune(log, run, config, plain, model, sets, budget: Budget) -> dict[str,
         last = {"seconds": entries["seconds"] - aside, "gradients": gradients(method, k * per_epoch, per_epoch)}
         others = {name: entry for name, entry in entries.items() if name not in ("seconds", "valid_loss")}
         log.write("step", run, k=k, value=value, **last, **tested, **others)
-        if budget.spent(**last, trainings=0):
-            raise Spent
         aside += time.perf_counter() - paused  # the seconds of `entries` run on while this does
+        return budget.spent(**last, trainings=0)
 
-    result = "The budget was used up."
-    with contextlib.suppress(Spent):
-        result = stn.tune(
-            network, plain.space, train_loss, valid_loss, train, valid, method, key=key, epochs=sys.maxsize,
-            batch_size=BATCH, progress=False, callback=callback,
-        ).message  # fmt: skip
+    found = stn.tune(
+        network, plain.space, *plain.losses, train, valid, method, key=key, epochs=sys.maxsize, batch_size=BATCH,
+        progress=False, callback=callback,
+    )  # fmt: skip
+    if schedule is not None:
+        found.schedule.save(schedule)
+    stopped = found.outcome == stn.OUTCOMES.stopped
+    result = "The budget was used up." if stopped else found.message
     return last | {"compile_seconds": CLOCK.seconds - compiled, "result": result}
 
 

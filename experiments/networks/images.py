@@ -23,6 +23,7 @@ from bilevel.problems import labelled
 ADAM = {"MLP": optax.adam(1e-3), "CNN": optax.adam(3e-3)}
 BATCH = 100
 WIDTH, CHANNELS, DENSE = 128, (8, 16), 64
+DECAY = stn.Positive(1e-5)
 
 
 class MLP(eqx.Module):
@@ -61,16 +62,16 @@ class CNN(eqx.Module):
     layers: list[Convolution | eqx.nn.Linear]
     drops: list[stn.Dropout]
 
-    def __init__(self, side: int, key: PRNGKeyArray):
+    def __init__(self, side: int, key: PRNGKeyArray, width: int = 1):
         one, two, three, four = jax.random.split(key, 4)
-        first, second = CHANNELS
+        first, second, dense = (width * units for units in (*CHANNELS, DENSE))
         grid = (side - 3) // 3 + 1
         grid = (grid - 1) // 2 + 1
         self.layers = [
             Convolution(eqx.nn.Linear(5 * 5, first, key=one), kernel=5, stride=3),
             Convolution(eqx.nn.Linear(3 * 3 * first, second, key=two), kernel=3, stride=2),
-            eqx.nn.Linear(second * grid**2, DENSE, key=three),
-            eqx.nn.Linear(DENSE, 10, key=four),
+            eqx.nn.Linear(second * grid**2, dense, key=three),
+            eqx.nn.Linear(dense, 10, key=four),
         ]
         channels = {"shared": (0, 1)}  # dropped as a whole
         self.drops = [stn.Dropout("drop1", **channels), stn.Dropout("drop2", **channels), stn.Dropout("drop3")]
@@ -86,16 +87,23 @@ NETWORKS = {"MLP": MLP, "CNN": CNN}
 
 
 def space(model: MLP | CNN, side: int) -> stn.Space:
+    return stn.Space(**rates(model.drops), **strengths(side), decay=DECAY)
+
+
+def rates(drops: list[stn.Dropout]) -> dict[str, stn.AbstractHyperparameter]:
     """All regularisation is weak at the start."""
-    return stn.Space(
-        **{drop.name: stn.Rate(0.05, high=0.75) for drop in model.drops},
-        noise=stn.Real(0.05, 0, 0.5),
-        length=stn.Integer(side // 8, 0, side // 2),
-        holes=stn.Integer(1, 0, 3),
-        brightness=stn.Real(0.05, 0, 1),
-        contrast=stn.Real(0.05, 0, 1),
-        decay=stn.Positive(1e-5),
-    )
+    return {drop.name: stn.Rate(0.05, high=0.75) for drop in drops}
+
+
+def strengths(side: int) -> dict[str, stn.AbstractHyperparameter]:
+    """Of what `augmented` does."""
+    return {
+        "noise": stn.Real(0.05, 0, 0.5),
+        "length": stn.Integer(side // 8, 0, side // 2),
+        "holes": stn.Integer(1, 0, 3),
+        "brightness": stn.Real(0.05, 0, 1),
+        "contrast": stn.Real(0.05, 0, 1),
+    }
 
 
 def augmented(image: Array, hyper: dict[str, Array], key: PRNGKeyArray) -> Array:
@@ -107,11 +115,15 @@ def augmented(image: Array, hyper: dict[str, Array], key: PRNGKeyArray) -> Array
 
 
 def train_loss(model: Callable, batch: tuple, hyper: dict[str, Array], key: PRNGKeyArray) -> Array:
-    images, labels = batch
+    logits = noisy_logits(model, augmented, batch[0], hyper, key)
+    return cross_entropy(logits, batch[1]) + hyper["decay"] * stn.squared_norm(model)
+
+
+def noisy_logits(model: Callable, augmented: Callable, images: Array, hyper: dict, key: PRNGKeyArray) -> Array:
+    """Of images that `augmented(image, hyper, key)` changes, by a network that drops."""
     one, two = jax.random.split(key, (2, len(images)))
     images = jax.vmap(lambda image, key: augmented(image, hyper, key))(images, one)
-    logits = jax.vmap(lambda image, key: model(image, key=key))(images, two)
-    return cross_entropy(logits, labels) + hyper["decay"] * stn.squared_norm(model)
+    return jax.vmap(lambda image, key: model(image, key=key))(images, two)
 
 
 def valid_loss(model: Callable, batch: tuple) -> Array:
@@ -138,12 +150,12 @@ def everything(packaged: bool) -> Any:
     return labelled.digits(np.float32) if packaged else labelled.fashion_mnist(28, np.float32)
 
 
-def data(packaged: bool, seed: int) -> list[tuple[Array, Array]]:
-    """Training, validation and test set: images (n, 1, side, side) and labels (n,)."""
+def data(packaged: bool, seed: int, sizes: tuple[int, int] = (10_000, 5_000)) -> list[tuple[Array, Array]]:
+    """Training, validation (`sizes` of Fashion-MNIST) and test set: images (n, 1, side, side) and labels (n,)."""
     if packaged:
         parts = labelled.split(everything(True), (900, 400, 497), seed=seed)
     else:
-        parts = (*labelled.split(everything(False).train, (10_000, 5_000), seed=seed), everything(False).test)
+        parts = (*labelled.split(everything(False).train, sizes, seed=seed), everything(False).test)
     side = math.isqrt(parts[0].features.shape[1])
     return [(jnp.asarray(part.features.reshape(-1, 1, side, side)), jnp.asarray(part.labels)) for part in parts]
 

@@ -61,7 +61,7 @@ class Plain:
             count=lambda state: state[3],
             batch_size=batch,
         )
-        self.space, self.optimiser, self.static = space, optimiser, static
+        self.space, self.losses, self.optimiser, self.static = space, (train_loss, valid_loss), optimiser, static
         self._epoch, self._compiled, self.compile_seconds = jax.jit(lambda *args: program.epoch(*args)), None, 0.0
 
     def compile(self, model: PyTree, train: PyTree, valid: PyTree, key: PRNGKeyArray) -> None:
