@@ -129,16 +129,8 @@ def report(runs: dict[str, record.Run]) -> None:
         end = run.end
         clocks = (f"{end[key]:.1f}" for key in ("seconds", "cpu_seconds"))
         shown = f"{end['growth'] / MIB:.0f}", end["penalties"], end["steps"], end["cost"]
-        rows.append(
-            (
-                name,
-                *clocks,
-                *shown,
-                f"{end['value']:.4f}",
-                f"{end['error']:.4g}",
-                end["result"].split(" (")[0].split(".")[0],
-            )
-        )
+        ended = end["result"].split(" (")[0].split(".")[0]
+        rows.append((name, *clocks, *shown, f"{end['value']:.4f}", f"{end['error']:.4g}", ended))
     head = ("", "s", "CPU s", "MiB", "penalties", "steps", "cost", "f", "error", "ended as")
     print(console.table(head, rows))
 
@@ -149,7 +141,8 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for a, key, unit, name in zip(axes, ("seconds", "growth"), (1, MIB), ("seconds", "memory, MiB"), strict=True):
         a.barh(list(runs), [run.end[key] / unit for run in runs.values()], color="#0072B2")
-        a.set(xlabel=name, xscale="log")
+        a.set(xlabel=name)
+    axes[0].set(xscale="log", xlim=(1, None))
     axes[0].invert_yaxis()
     style.save(figure, f"{figures}.png")
 
