@@ -161,5 +161,6 @@ def _rows(data, levels, v, family, targets, held, shift, mix):
     targets = jnp.asarray(targets, dtype)
     kind = SparseRows if is_sparse(train.A) else FoldRows
     shift, mix = (None if a is None else jnp.asarray(a, dtype) for a in (shift, mix))
-    held = None if held is None else held * jnp.reshape(family.typical(targets), (1, 1))
+    if held is not None:  # to a power of ten, so that a fold is held as it would be alone
+        held = held * jnp.reshape(10 ** jnp.round(jnp.log10(family.typical(targets))), (1, 1))
     return Parts(kind(train, family, targets), kind(valid, family, targets), held, shift, mix)

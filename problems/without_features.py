@@ -70,8 +70,9 @@ def _search(family, U, targets, w, offset):
 
     # the scores that a quarter of each target, three of the mean have: a start as near as offsets are large
     scores = np.asarray(family.base(jnp.asarray((targets + 3 * mean) / 4))) - offset
+    none = np.full((U.shape[1], len(mean)), np.inf)
     if not np.isfinite(scores).all():
-        return np.full((U.shape[1], len(mean)), np.inf)
+        return none
     root = np.sqrt(w)[:, None]
     start = (np.linalg.lstsq(root * U, root * scores)[0] @ basis).ravel()
     options = {"gtol": GRADIENT * float(np.max(mean)), "maxiter": MOST, "max_trust_radius": 1e12}
@@ -79,9 +80,11 @@ def _search(family, U, targets, w, offset):
     for k in range(POLISH):
         H, g = hessian(z), value(z)[1]
         values = np.linalg.eigvalsh(H)
-        step = np.linalg.solve(H, g) if values[0] > SINGULAR * values[-1] else np.full_like(z, np.inf)
+        if values[0] <= SINGULAR * values[-1]:
+            return none
+        step = np.linalg.solve(H, g)
         if k == 0 and not np.max(np.abs(U @ step.reshape(U.shape[1], -1))) <= STILL:
-            return np.full((U.shape[1], len(mean)), np.inf)
+            return none
         z = z - step
     return z.reshape(U.shape[1], -1) @ basis.T
 
