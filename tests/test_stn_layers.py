@@ -53,7 +53,14 @@ LAYERS = {
     "LayerNorm without bias": (eqx.nn.LayerNorm(4, use_bias=False), (4,)),
     "GroupNorm": (eqx.nn.GroupNorm(2, 4), (4, 3)),
     "RMSNorm": (eqx.nn.RMSNorm(4), (4,)),
+    "Linear, rank 2": (eqx.nn.Linear(40, 30, key=KEY), (40,)),
+    "LSTMCell, rank 2": (Recurrent(eqx.nn.LSTMCell(20, 30, key=KEY)), (3, 20)),
+    "GRUCell, rank 2": (Recurrent(eqx.nn.GRUCell(20, 30, key=KEY)), (3, 20)),
 }
+
+
+def convert(name):
+    return stn.convert(LAYERS[name][0], SPACE, key=jax.random.key(1), rank=2 if "rank" in name else None)
 
 
 def batch(shape, n=4):
@@ -73,7 +80,7 @@ def moved(model, size=0.3):
 @pytest.fixture(params=LAYERS)
 def case(request):
     layer, shape = LAYERS[request.param]
-    return layer, stn.convert(layer, SPACE, key=jax.random.key(1)), batch(shape)
+    return layer, convert(request.param), batch(shape)
 
 
 def test_every_kind_of_layer_is_tried():
@@ -171,12 +178,37 @@ def test_weights_stay_unbatched_under_vmap():
 @pytest.mark.parametrize("name", LAYERS)
 def test_squared_norm_is_that_of_the_materialised_weights(name):
     layer, _ = LAYERS[name]
-    model = moved(stn.convert(layer, SPACE, key=KEY))
+    model = moved(convert(name))
     squares = lambda tree: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))  # noqa: E731
     for offset in (E, None):
         expected = squares(stn.materialise(model, offset))
         np.testing.assert_allclose(stn.squared_norm(stn.bind(model, offset)), expected, rtol=1e-13)
     np.testing.assert_allclose(stn.squared_norm(layer), squares(layer), rtol=1e-13)
+
+
+def test_rows_in_common_are_fewer_numbers():
+    """Of a layer of 40 by 30 and three hyperparameters: 2 rows of 40 and 30 x 2 gates, for 30 rows and 30 gates."""
+    linear = convert("Linear, rank 2")
+    assert linear.weights["weight"].shape == (2, 40) and linear.gates["weight"].shape == (60, 3)
+    both = eqx.nn.MLP(40, 3, 30, 1, key=KEY)
+    model = stn.convert(both, SPACE, key=KEY, rank=3)
+    assert model.layers[0].weights["weight"].shape == (3, 40)
+    assert model.layers[1].weights["weight"].shape == (3, 30)  # a row for each: in common these would save nothing
+    assert model.layers[1].gates["weight"].shape == (3, 3)
+    chosen = stn.convert(both, SPACE, key=KEY, rank=lambda path, layer: 1 if path == ".layers[1]" else None)
+    assert [len(layer.weights["weight"]) for layer in chosen.layers] == [30, 1]
+    stacked = eqx.filter_vmap(lambda key: eqx.nn.Linear(40, 30, key=key))(jax.random.split(KEY, 2))
+    model = moved(stn.convert(stacked, SPACE, key=KEY, rank=2))
+    assert model.weights["weight"].shape == (2, 2, 40)
+    found = eqx.filter_vmap(lambda layer: stn.bind(layer, E)(jnp.ones(40)))(model)
+    expected = eqx.filter_vmap(lambda layer: layer(jnp.ones(40)))(stn.materialise(model, E))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, lambda path, layer: -1, lambda path, layer: 1.5])
+def test_a_rank_that_is_none_is_refused(rank):
+    with pytest.raises(ValueError, match="rank must be a positive integer or None"):
+        stn.convert(eqx.nn.Linear(40, 30, key=KEY), SPACE, key=KEY, rank=rank)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -37,6 +37,7 @@ def convert(
     where: Callable[[str, Any], bool] = lambda path, layer: True,
     arrays: bool | Callable[[str, Any], bool] = False,
     dropout: str | Callable[[str], str] | None = None,
+    rank: int | Callable[[str, Any], int | None] | None = None,
 ) -> PyTree:
     """The same model, with responses; its output does not change.
 
@@ -51,6 +52,9 @@ def convert(
     - `arrays`: True, or a function of path and array that says which, gives arrays outside known layers a response:
       positions, tokens, factors of LoRA. Bind such a model before it is called. Under vmap over examples with draws of
       their own there is one such array for each, and the same goes for layers of your own classes.
+    - `rank`: of the responses of linear and recurrent layers, or a function of path and layer that returns one, or
+      None. All units of such a layer then share `rank` rows of W', where that is fewer numbers: for layers that are
+      most of the network, as a decoder of words, which cost as much again otherwise. None, the default: a row each.
     - `dropout`: the hyperparameter that every `equinox.nn.Dropout` gets as its rate, or a function of its path that
       says which; left out, these keep their fixed rates. `stn.Dropout("name")` is in the model by itself.
 
@@ -69,7 +73,8 @@ def convert(
         elif _drops_plainly(node) and dropout is not None:
             node = Dropout(dropout if isinstance(dropout, str) else dropout(name), inference=node.inference)
         elif wanted and not issubclass(type(node), AbstractDrop | eqx.nn.Dropout):
-            node = _respond(node, len(space), own_key) if _plain(node) else _raws(node, len(space), own_key)
+            low = _rank(rank, name, node)
+            node = _respond(node, len(space), own_key, low) if _plain(node) else _raws(node, len(space), own_key)
         converted.append(node)
     if wrong:
         raise ValueError(
@@ -77,7 +82,11 @@ def convert(
             "response can be left out, as in stn.convert(..., where=lambda path, layer: path != "
             f"{wrong[0].split(' ')[0]!r})"
         )
-    new = jtu.tree_unflatten(structure, converted)
+    return _checked(jtu.tree_unflatten(structure, converted), space)
+
+
+def _checked(new, space):
+    """The converted model, if something in it responds and the space has what it drops with."""
     if not any(map(responds, jax.tree.leaves(new, is_leaf=responds))):
         raise ValueError("no layer of this model got a response: it has none that stn knows, or `where` refused all")
     unknown = sorted({node.name for node in _drops(new)} - set(space))
@@ -108,6 +117,13 @@ def _fault(name, node, wanted, dropout, arrays):
     return None
 
 
+def _rank(rank, name, node):
+    one = rank(name, node) if callable(rank) else rank
+    if one is not None and not (isinstance(one, int) and one >= 1):
+        raise ValueError(f"rank must be a positive integer or None, or a function that returns one; {name}: {one!r}")
+    return one
+
+
 def _whole(node):
     return responds(node) or known(node) is not None or isinstance(node, (*OUTER, eqx.nn.Dropout))
 
@@ -132,13 +148,13 @@ def _drops(model):
         yield from _drops(getattr(node, "layer", None))
 
 
-def _respond(layer, size, key):
+def _respond(layer, size, key, rank):
     """V = C = 0: no change yet. W' and b' random, so that V and C get a gradient, and as large as W and b are."""
     weights, gates, leading = {}, {}, stack(layer)
     for name, kind in parameters(layer).items():
         parameter = getattr(layer, name)
         key, own = jax.random.split(key)
-        weight, gates[name] = _response(parameter, kind, len(leading), size, own)
+        weight, gates[name] = _response(parameter, kind, len(leading), size, own, rank)
         weights |= {} if weight is None else {name: weight}
     return Response(layer, weights, gates)
 
@@ -157,16 +173,20 @@ def _raws(node, size, key):
     return jax.tree.unflatten(structure, leaves)
 
 
-def _response(parameter: Array, kind: str, leading: int, size: int, key: PRNGKeyArray):
+def _response(parameter: Array, kind: str, leading: int, size: int, key: PRNGKeyArray, rank: int | None = None):
     """(W', V) of a parameter, W' None where the gate is the response. As many gates as hyperparameters in all, or one
-    for each unit, whichever is more; a unit has no use for more than its inputs."""
+    for each unit, whichever is more; a unit has no use for more than its inputs. Of a `rank`: so many gates for each
+    unit, and as many rows W' for all of them together."""
     if kind == "plain":
         return None, jnp.zeros((*parameter.shape, size), parameter.dtype)
     axis = parameter.ndim - 1 if kind == "columns" else leading
     units, inputs = parameter.shape[axis], math.prod(parameter.shape[leading:]) // parameter.shape[axis]
     r = 1 if kind == "bias" else min(-(-size // units), inputs)
     shape = [*parameter.shape]
-    shape[axis] *= r
+    if kind == "rows" and rank is not None and rank * (inputs + units * size) < units * (r * inputs + r * size):
+        r = shape[axis] = rank
+    else:
+        shape[axis] *= r
     rms = jnp.sqrt(jnp.mean(parameter**2))
     # where W is zero, W' = 0 with V = 0 would be a saddle that no gradient leaves
     rms = jnp.where(rms > 0, rms, (units if kind == "bias" else inputs) ** -0.5)

@@ -7,6 +7,9 @@ unconstrained vector u itself (STN). s and s' have one entry per output unit, ch
 the start, so a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix
 W + diag(s) W', which differs from example to example, is never formed.
 
+A layer that is most of the network may have the rows of W' in common instead: B, r rows of inputs, and r gates for each
+unit, y = W x + b + sum_k s_ik <B_k, x>, a response of rank r for each draw, which costs little.
+
 Where there are fewer units than hyperparameters, one gate a unit could not tell these apart: each unit i then has
 r > 1 gates and rows, s * (W' x) is sum_k s_ik <W'_ik, x>, and s and W' hold all r entries of a unit side by side.
 
@@ -19,6 +22,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from .gates import fold, gated, in_common, respond
 
 CONVOLUTIONS = (
     eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d,
@@ -63,18 +68,6 @@ def stack(layer: eqx.Module) -> tuple[int, ...]:
     return shape[: len(shape) - own]
 
 
-@jax.custom_jvp
-def _first_order(s, z):
-    """s * z where s = 0, with the derivative ds * z: its other part, s * dz, is zero and must not cost a product."""
-    return s * z
-
-
-@_first_order.defjvp
-def _(primals, tangents):
-    (s, z), (ds, _) = primals, tangents
-    return jax.lax.stop_gradient(s * z), ds * z  # s = V 0, so the weights of the response cannot change s * z either
-
-
 class Held:
     """A traced value that is part of a module's structure: scans, vmaps, filters and whoever walks over leaves pass it
     by, so that it may stand in a stack of layers as in one."""
@@ -83,21 +76,6 @@ class Held:
 
     def __init__(self, value: Any):
         self.value = value
-
-
-def respond(parameter: Array, weight: Array | None, gate: Array, e: Array, kind: str) -> Array:
-    """The parameter of a single layer at e: p + V e where it has no W', else W + diag(V e) W', folded."""
-    s = gate @ e.astype(gate.dtype)
-    if weight is None:
-        return parameter + s
-    if kind == "columns":
-        return parameter + fold(s[:, None] * weight.T, parameter.shape[-1]).T
-    return parameter + fold(s.reshape(-1, *(1,) * (parameter.ndim - 1)) * weight, len(parameter))
-
-
-def fold(z: Array, units: int) -> Array:
-    """The sum over the r gates of each unit, units * r along the first axis of z."""
-    return z if len(z) == units else jnp.sum(z.reshape(units, -1, *z.shape[1:]), axis=1)
 
 
 class Raw(eqx.Module):
@@ -153,15 +131,13 @@ class Response(eqx.Module):
             return replace(self.base, self.formed())(*args, **kwargs)
         return replace(self.base, {**self._biases(*args), "use_bias": True})(*args, **kwargs)
 
-    def s(self, name: str) -> Float[Array, "..."]:
-        """The gate V e, or C e, of a parameter."""
-        return self.gates[name] @ self.offset.value.astype(self.gates[name].dtype)
-
     def _gate(self, name, z):
         """s * z, s along the first axis of z, folded."""
         parameter, kind = getattr(self.base, name), parameters(self.base)[name]
-        s = self.s(name).reshape(-1, *(1,) * (z.ndim - 1))
-        return fold(_first_order(s, z) if self.linear else s * z, parameter.shape[-1 if kind == "columns" else 0])
+        gate, weight = self.gates[name], self.weights[name]
+        low = kind == "rows" and in_common(weight, gate)
+        y = gated(gate, z, self.offset.value.astype(gate.dtype), low, self.linear)
+        return y if low else fold(y, parameter.shape[-1 if kind == "columns" else 0])
 
     def _biases(self, x, hidden=None):
         """All of the response enters as part of the bias: y = W x + (b + s' * b' + s * (W' x)).

@@ -1,12 +1,12 @@
 """Weight decay of a responding network, for each example's own weights, which are never formed.
 
-    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s, Q s>,   r_ik = <W_i, W'_ik>,  Q_ikl = <W'_ik, W'_il>
+    ||W + diag(s) W'||^2 = ||W||^2 + 2 <s, r> + <s, Q s>,   r_ik = <W_i, W'_ik>,  Q_ikl = <W'_ik, W'_il>,  s = V e
+                         = ||W||^2 + 2 <g, e> + <e, G e>,   g = V^T r,  G = V^T Q V
     (i: output unit, k, l: its gates, of which most layers have one)
 
-Under vmap over examples r and Q are computed once; what remains for each example is a product of two short vectors.
+Under vmap over examples g and G are computed once; what remains for each example has the size of e.
 """
 
-import math
 from functools import partial
 
 import equinox as eqx
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._bind import is_raw, is_response, responds
+from .gates import in_common
 from .layers import parameters, stack
 from .linearise import unwrapped
 
@@ -36,20 +37,29 @@ def _squares(node):
         return sum(jnp.sum(getattr(node.base, name) ** 2) for name in parameters(node.base))
     total = 0
     for name, kind in parameters(node.base).items():
-        squares = partial(_squares_at, kind)
+        squares = partial(_squares_at, kind, node.offset.value)
         for _ in stack(node.base):
             squares = jax.vmap(squares)
-        total += jnp.sum(squares(getattr(node.base, name), node.weights.get(name), node.s(name)))
+        total += jnp.sum(squares(getattr(node.base, name), node.weights.get(name), node.gates[name]))
     return total
 
 
-def _squares_at(kind, W, response, s):
+def _squares_at(kind, e, W, response, gate):
+    """Of one parameter at e: |W|^2 + 2 <g, e> + <e, G e>."""
+    e = e.astype(gate.dtype)
     if kind == "plain":
-        return jnp.sum((W + s) ** 2)
+        return jnp.sum((W + gate @ e) ** 2)
     if kind == "columns":
         W, response = W.T, response.T
-    own = response.reshape(len(W), -1, math.prod(W.shape[1:]))  # (units, gates of one, weights)
-    r = jnp.sum(W.reshape(len(W), 1, -1) * own, 2)
-    Q = jnp.sum(own[:, :, None] * own[:, None], 3)
-    s = s.reshape(r.shape)
-    return jnp.sum(W**2) + 2 * jnp.sum(s * r) + jnp.sum(s[:, :, None] * s[:, None] * Q)
+    shared = kind == "rows" and in_common(response, gate)
+    W, response = W.reshape(len(W), -1), response.reshape(len(response), -1)
+    gate = gate.reshape(len(W), -1, len(e))  # (units, gates of one, hyperparameters)
+    # products of matrices, not sums: XLA merges a sum with what reads it, and makes it anew for each example
+    if shared:
+        r, QV = W @ response.T, jnp.einsum("kl,ilh->ikh", response @ response.T, gate)
+    else:
+        own = response.reshape(*gate.shape[:2], W.shape[1])
+        r, Q = jnp.einsum("iw,ikw->ik", W, own), jnp.einsum("ikw,ilw->ikl", own, own)
+        QV = Q * gate if Q.shape[1] == 1 else jnp.einsum("ikl,ilh->ikh", Q, gate)
+    g, G = jnp.einsum("ik,ikh->h", r, gate), jnp.einsum("ikg,ikh->gh", gate, QV)
+    return jnp.sum(W**2) + 2 * (g @ e) + e @ G @ e

@@ -86,13 +86,14 @@ class Losses(eqx.Module):
             batch = _half(batch, key)
         e = self.space.draw(rho, own, _size(batch))
 
-        def loss(e, batch, key):
-            signs = (1, -1) if self.method.antithetic else (1,)
-            return sum(self.perturbed(params, u, sign * e, batch, key) for sign in signs) / len(signs)
-
-        if self.space.shared:
-            return loss(e[0], batch, key)
-        return jnp.mean(jax.vmap(loss)(e, _singles(batch), jax.random.split(key, len(e))))
+        signs = (1, -1) if self.method.antithetic else (1,)
+        if self.space.shared:  # one after the other: a whole batch may fill the memory
+            return sum(self.perturbed(params, u, sign * e[0], batch, key) for sign in signs) / len(signs)
+        keys = jax.random.split(key, len(e))
+        # side by side: one network with twice the examples takes less time than two, to compile above all
+        e, batch, keys = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(signs)), (e, _singles(batch), keys))
+        e *= jnp.repeat(jnp.asarray(signs, e.dtype), len(e) // len(signs))[:, None]
+        return jnp.mean(jax.vmap(lambda *one: self.perturbed(params, u, *one))(e, batch, keys))
 
     def validation(self, hyper: tuple, params: PyTree, batch: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """(c): E_e L_valid - tau |L_valid| entropy, a function of hyper = (u, rho) by way of the gates alone."""
