@@ -40,9 +40,10 @@ def _in_common(gate, z, e):
 _first_order_of = {product: _first_order(product) for product in (_times, _in_common)}
 
 
-def gated(gate: Array, z: Array, e: Array, in_common: bool, linear: bool) -> Array:
-    """The one or the other; `linear`: to first order in e at e = 0, for use under `jax.jvp`."""
-    product = _in_common if in_common else _times
+def gated(gate: Array, z: Array, e: Array, common: bool, linear: bool) -> Array:
+    """s * z, or the sum if the rows behind z are `common` to all units; `linear`: to first order in e at e = 0, for use
+    under `jax.jvp`."""
+    product = _in_common if common else _times
     return (_first_order_of[product] if linear else product)(gate, z, e)
 
 

@@ -135,9 +135,9 @@ class Response(eqx.Module):
         """s * z, s along the first axis of z, folded."""
         parameter, kind = getattr(self.base, name), parameters(self.base)[name]
         gate, weight = self.gates[name], self.weights[name]
-        low = kind == "rows" and in_common(weight, gate)
-        y = gated(gate, z, self.offset.value.astype(gate.dtype), low, self.linear)
-        return y if low else fold(y, parameter.shape[-1 if kind == "columns" else 0])
+        common = kind == "rows" and in_common(weight, gate)
+        y = gated(gate, z, self.offset.value.astype(gate.dtype), common, self.linear)
+        return y if common else fold(y, parameter.shape[-1 if kind == "columns" else 0])
 
     def _biases(self, x, hidden=None):
         """All of the response enters as part of the bias: y = W x + (b + s' * b' + s * (W' x)).

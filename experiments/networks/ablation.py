@@ -4,6 +4,7 @@
 (b) phi    -=  gradient of  E_e L_train(y(w) + dy/de (w, phi) e, u + e)    linearised: else y(w, phi, e); centred: else
                                                                            the gates see u + e; e ~ N(0, sigma^2)
 (c) u, rho -=  gradient of  E_e L_valid - tau entropy(rho)                 learned scales: else rho stays; entropy: tau
+pairs      e and -e, on half of the batch: else e alone, on all of it
 
 The prediction can be linearised only where the gates are centred and w is decoupled, so these three are taken away in
 turn; what is then left is STN, whose published schedule validates after every second step and not every fifth. The
@@ -33,6 +34,7 @@ METHODS = {
     "nor decoupled": DELTA(linearised=False, decoupled=False),
     "nor centred": DELTA(linearised=False, decoupled=False, centred=False),
     "STN": stn.stn(images.ADAM["MLP"]),
+    "no pairs": DELTA(antithetic=False),
     "fixed scales": DELTA(learn_scales=False),
     "no entropy": DELTA(entropy=0.0),
     "ten times the entropy": DELTA(entropy=1e-2),
@@ -40,8 +42,8 @@ METHODS = {
 UNTUNED = "start, not tuned"
 COLOURS = {
     "Delta-STN": style.COLOURS["maid"], "not linearised": "#56B4E9", "nor decoupled": "#CC79A7",
-    "nor centred": "#E69F00", "STN": "#009E73", "fixed scales": "#D55E00", "no entropy": "#999933",
-    "ten times the entropy": "#882255", UNTUNED: "#8A8A8A",
+    "nor centred": "#E69F00", "STN": "#009E73", "no pairs": "#0072B2", "fixed scales": "#D55E00",
+    "no entropy": "#999933", "ten times the entropy": "#882255", UNTUNED: "#8A8A8A",
 }  # fmt: skip
 
 

@@ -7,12 +7,14 @@ antithetic pairs     the response is fitted under e and -e on half of the batch;
 bounds of sigma      sigma stays within twice and half of its start; else softplus(rho), bounded by nothing
 relative entropy     tau |L_valid| log sigma: a hundred times more or less is what tau log sigma becomes where the loss
                      is measured in other units
+3 x the rate         of u, which is RMSProp's 1e-2
 """
 
 import itertools
 from pathlib import Path
 
 import numpy as np
+import optax
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
@@ -30,6 +32,7 @@ VARIANTS = {
     "no bounds": (stn.delta_stn(), cases.Unbounded),
     "entropy / 100": (stn.delta_stn(entropy=1e-5), stn.Space),
     "100 entropy": (stn.delta_stn(entropy=1e-1), stn.Space),
+    "3 x the rate": (stn.delta_stn(hyper=optax.rmsprop(3e-2)), stn.Space),
 }
 
 
