@@ -42,7 +42,7 @@ METHODS = {
 UNTUNED = "start, not tuned"
 COLOURS = {
     "Delta-STN": style.COLOURS["maid"], "not linearised": "#56B4E9", "nor decoupled": "#CC79A7",
-    "nor centred": "#E69F00", "STN": "#009E73", "no pairs": "#0072B2", "fixed scales": "#D55E00",
+    "nor centred": "#E69F00", "STN": "#009E73", "no pairs": "#44AA99", "fixed scales": "#D55E00",
     "no entropy": "#999933", "ten times the entropy": "#882255", UNTUNED: "#8A8A8A",
 }  # fmt: skip
 
