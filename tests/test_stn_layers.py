@@ -205,7 +205,7 @@ def test_rows_in_common_are_fewer_numbers():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("rank", [0, lambda path, layer: -1, lambda path, layer: 1.5])
+@pytest.mark.parametrize("rank", [0, True, lambda path, layer: -1, lambda path, layer: 1.5])
 def test_a_rank_that_is_none_is_refused(rank):
     with pytest.raises(ValueError, match="rank must be a positive integer or None"):
         stn.convert(eqx.nn.Linear(40, 30, key=KEY), SPACE, key=KEY, rank=rank)

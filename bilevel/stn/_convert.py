@@ -119,7 +119,7 @@ def _fault(name, node, wanted, dropout, arrays):
 
 def _rank(rank, name, node):
     one = rank(name, node) if callable(rank) else rank
-    if one is not None and not (isinstance(one, int) and one >= 1):
+    if one is not None and not (type(one) is int and one >= 1):
         raise ValueError(f"rank must be a positive integer or None, or a function that returns one; {name}: {one!r}")
     return one
 

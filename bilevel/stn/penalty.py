@@ -4,7 +4,8 @@
                          = ||W||^2 + 2 <g, e> + <e, G e>,   g = V^T r,  G = V^T Q V
     (i: output unit, k, l: its gates, of which most layers have one)
 
-Under vmap over examples g and G are computed once; what remains for each example has the size of e.
+Under vmap over examples r and Q are computed once; what remains for each example is a product of two short vectors.
+Where units have their rows in common and so many gates, g and G are, and what remains has the size of e.
 """
 
 from functools import partial
@@ -45,7 +46,7 @@ def _squares(node):
 
 
 def _squares_at(kind, e, W, response, gate):
-    """Of one parameter at e: |W|^2 + 2 <g, e> + <e, G e>."""
+    """Of one parameter at e."""
     e = e.astype(gate.dtype)
     if kind == "plain":
         return jnp.sum((W + gate @ e) ** 2)
@@ -53,13 +54,13 @@ def _squares_at(kind, e, W, response, gate):
         W, response = W.T, response.T
     shared = kind == "rows" and in_common(response, gate)
     W, response = W.reshape(len(W), -1), response.reshape(len(response), -1)
-    gate = gate.reshape(len(W), -1, len(e))  # (units, gates of one, hyperparameters)
     # products of matrices, not sums: XLA merges a sum with what reads it, and makes it anew for each example
     if shared:
+        gate = gate.reshape(len(W), -1, len(e))
         r, QV = W @ response.T, jnp.einsum("kl,ilh->ikh", response @ response.T, gate)
-    else:
-        own = response.reshape(*gate.shape[:2], W.shape[1])
-        r, Q = jnp.einsum("iw,ikw->ik", W, own), jnp.einsum("ikw,ilw->ikl", own, own)
-        QV = Q * gate if Q.shape[1] == 1 else jnp.einsum("ikl,ilh->ikh", Q, gate)
-    g, G = jnp.einsum("ik,ikh->h", r, gate), jnp.einsum("ikg,ikh->gh", gate, QV)
-    return jnp.sum(W**2) + 2 * (g @ e) + e @ G @ e
+        g, G = jnp.einsum("ik,ikh->h", r, gate), jnp.einsum("ikg,ikh->gh", gate, QV)
+        return jnp.sum(W**2) + 2 * (g @ e) + e @ G @ e
+    own = response.reshape(len(W), -1, W.shape[1])  # (units, gates of one, weights)
+    r, Q = jnp.einsum("iw,ikw->ik", W, own), jnp.einsum("ikw,ilw->ikl", own, own)
+    s = (gate @ e).reshape(r.shape)
+    return jnp.sum(W**2) + 2 * jnp.vdot(s, r) + jnp.vdot(s[:, :, None] * s[:, None], Q)
