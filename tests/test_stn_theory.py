@@ -30,9 +30,9 @@ def expected(losses, params, u, sigma, batch):
 
 def setting(method, log_penalty, sigma, train_loss, features=1):
     """(losses, state, params of W (1, features), W', V): a linear model without bias and one hyperparameter."""
-    space = stn.Space(penalty=stn.Positive(math.exp(log_penalty), scale=sigma))
+    space = stn.Space(penalty=stn.Positive(1.0, scale=sigma))
     model = stn.convert(eqx.nn.Linear(features, 1, use_bias=False, key=KEY), space, key=KEY)
-    state = start(model, space, method)
+    state = eqx.tree_at(lambda s: s.u, start(model, space, method), jnp.array([log_penalty]))
     static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
 
     def params(w, response, gate):
@@ -70,7 +70,7 @@ def test_scalar_joint_fit_is_biased_as_computed(method):
     losses, state, params = setting(method, -2.0, 1.0, ridge)
     w, theta = minimiser(lambda p: expected(losses, params(p[0], 1.0, p[1]), state.u, 1.0, ONE), 2)
     if not method.centred:
-        w = w + theta * state.u[0]  # the gates see u itself
+        w = w + theta * state.u[0]  # the gates see u, which has its start at zero
     m = math.exp(-1.5)
     np.testing.assert_allclose(w, 1 / (1 + m - m**2 / (1 + 2 * m)), rtol=1e-9)
     np.testing.assert_allclose(w, 0.8413, atol=5e-5)
@@ -91,7 +91,7 @@ def test_scalar_decoupled_fit_has_the_exact_weight(linearised):
 @pytest.mark.parametrize(("u", "sigma"), [(-5.0, 0.5), (-9.2, 0.5), (3.0, 1.0), (0.5, 0.1)])
 def test_condition_numbers(u, sigma):
     """The Gauss-Newton matrix of (w, theta) is E (1, g)(1, g)^T, g the gates' input: diag(1, sigma^2) centred, and
-    [[1, u], [u, u^2 + sigma^2]] uncentred."""
+    [[1, u], [u, u^2 + sigma^2]] uncentred, u counted from its start."""
 
     def condition(method):
         losses, state, params = setting(method, u, sigma, lambda model, batch, hyper, key: squared_error(model, batch))

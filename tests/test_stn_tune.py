@@ -114,6 +114,21 @@ def test_hyperparameters_move_after_the_warm_up_and_every_train_steps():
     assert len(drop) == 30 and (np.flatnonzero(np.diff(drop)) + 1).tolist() == [12, 15, 18, 21, 24, 27]
 
 
+@pytest.mark.parametrize("make", [stn.delta_stn, stn.stn])
+def test_a_run_does_not_depend_on_the_unit_of_a_hyperparameter(make):
+    """A decay of 1e-2, or one hundredths: the gates see differences, never the logarithm itself."""
+    method = make(hyper=optax.rmsprop(5e-2))
+    hundredths = stn.Space(drop=stn.Rate(0.1), decay=stn.Positive(1.0))
+
+    def loss(model, batch, hyper, key):
+        return train_loss(model, batch, {**hyper, "decay": 1e-2 * hyper["decay"]}, key)
+
+    one, other = tune(method, epochs=3), tune(method, space=hundredths, losses=(loss, valid_loss), epochs=3)
+    assert abs(np.log(one.values["decay"] / 1e-2)) > 1e-2
+    np.testing.assert_allclose(other.history["valid_loss"], one.history["valid_loss"], rtol=1e-9)
+    np.testing.assert_allclose(np.asarray(other.history["decay"]) / 100, one.history["decay"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(("draws", "size"), [("example", 1), ("batch", 10)])
 def test_who_shares_a_draw(draws, size):
     space = stn.Space(drop=stn.Rate(0.1, draws=draws), decay=stn.Positive(1e-2, draws=draws))

@@ -96,7 +96,7 @@ def tune(
 def _at(losses, state):
     """The ordinary model, the one that responds, and the values."""
     network, values = losses.model(eqx.combine(state.weights, state.responses)), losses.values(state.u)
-    return materialise(network, None if losses.method.centred else state.u, values), network, values
+    return materialise(network, losses.method.offset(losses.space, state.u), values), network, values
 
 
 def _program(losses, metrics, batch_size):

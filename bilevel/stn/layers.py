@@ -3,7 +3,7 @@
     y = W x + b  +  s * (W' x) + s' * b',     s = V e,  s' = C e        (arXiv 1903.03088, section 3.2)
 
 e is the gates' input: the hyperparameters' offset from their current value (Delta-STN, arXiv 2010.13514), or their
-unconstrained vector u itself (STN). s and s' have one entry per output unit, channel or LSTM gate unit. V = C = 0 at
+distance from their start (STN). s and s' have one entry per output unit, channel or LSTM gate unit. V = C = 0 at
 the start, so a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix
 W + diag(s) W', which differs from example to example, is never formed.
 

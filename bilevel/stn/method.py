@@ -4,6 +4,9 @@ from typing import Any
 
 import equinox as eqx
 import optax
+from jaxtyping import Array, Float
+
+from .space import Space
 
 
 class Method(eqx.Module):
@@ -11,7 +14,7 @@ class Method(eqx.Module):
 
     **Attributes**
 
-    - `centred`: the gates see the offset from u, not u.
+    - `centred`: the gates see e, the offset from u; otherwise u - u_0 + e, the offset from the start.
     - `decoupled`: w on the unperturbed loss, phi on the perturbed one.
     - `linearised`: (b) to first order; needs both of these.
     - `antithetic`: (b) under e and -e, on half of the batch, where what is linear in e, noise alone, cancels; needs
@@ -51,6 +54,15 @@ class Method(eqx.Module):
         for name in ("weights", "responses", "hyper", "scales"):
             if not isinstance(getattr(self, name), optax.GradientTransformation):
                 raise TypeError(f"{name} must be an optax optimiser such as optax.adam(1e-3)")
+
+    def offset(self, space: Space, u: Float[Array, "H"]) -> Float[Array, "H"] | None:
+        """What the gates see at u, (H,), where nothing is drawn, for `stn.bind` and `stn.materialise`: None, which
+        is as zero, if `centred`, else u - u_0.
+
+        The origin matters: the logarithm of a decay of 1e-5 is -11.5, and gates that see it learn what w should, 11.5
+        times as fast, so that u follows the course of training.
+        """
+        return None if self.centred else u - space.start(u.dtype)[0]
 
 
 def delta_stn(

@@ -1,6 +1,6 @@
 """The two methods, as steps on a mini-batch.
 
-STN (arXiv 1903.03088, algorithm 1), e ~ N(0, sigma^2), gates fed with u + e:
+STN (arXiv 1903.03088, algorithm 1), e ~ N(0, sigma^2), gates fed with u - u_0 + e, u_0 the start:
     (w, phi)   -=  gradient of  E_e L_train(y(w, phi, u + e), u + e)
     (u, rho)   -=  gradient of  E_e L_valid(y(w, phi, u + e))  -  tau |L_valid| entropy(rho)
 
@@ -73,7 +73,7 @@ class Losses(eqx.Module):
 
     def perturbed(self, params: PyTree, u: Array, e: Array, batch: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """L_train of one draw e, (H,), on `batch`: (b) for Delta-STN."""
-        values, offset = self.values(u + e), e if self.method.centred else u + e
+        values, offset = self.values(u + e), self._gates(u) + e
         model = set_rates(self.model(params), values)
         model = linearised(model, offset) if self.method.linearised else set_offset(model, offset)
         return self.train_loss(model, batch, values, key)
@@ -98,8 +98,7 @@ class Losses(eqx.Module):
     def validation(self, hyper: tuple, params: PyTree, batch: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """(c): E_e L_valid - tau |L_valid| entropy, a function of hyper = (u, rho) by way of the gates alone."""
         u, rho = hyper
-        # the offset is zero and its derivative in u is one: e is measured from where w was trained
-        centre = u - jax.lax.stop_gradient(u) if self.method.centred else u
+        centre = self._gates(u)
         if not self.method.learn_scales:
             return self.response(params, centre, batch)
         e = self.space.draw(rho, key, _size(batch))
@@ -118,7 +117,11 @@ class Losses(eqx.Module):
     def current(self, state: Training, batch: PyTree, measure: Callable | None = None) -> Array:
         """The same at the current hyperparameters."""
         params = eqx.combine(state.weights, state.responses)
-        return self.response(params, None if self.method.centred else state.u, batch, measure)
+        return self.response(params, self.method.offset(self.space, state.u), batch, measure)
+
+    def _gates(self, u):
+        """What the gates see at u where nothing is drawn; its derivative is one where it is zero, too."""
+        return u - jax.lax.stop_gradient(u) if self.method.centred else self.method.offset(self.space, u)
 
 
 def train_step(losses: Losses, state: Training, batch: PyTree, key: PRNGKeyArray) -> tuple[Training, Float[Array, ""]]:

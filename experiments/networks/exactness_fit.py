@@ -99,7 +99,7 @@ class Fit:
     def about(self, params, u, valid):
         """(w, dw/du, hypergradient, validation loss along CURVE) of the fitted response about u."""
         u = jnp.reshape(u, 1)
-        offset = jnp.zeros(1) if self.losses.method.centred else u
+        offset = jnp.zeros(1) if self.losses.method.centred else u  # the start is zero
         w, jacobian = jax.jvp(lambda e: self.weights(params, e), (offset,), (jnp.ones(1),))
         slope = jax.grad(self.losses.validation)((u, self.state.rho), params, valid, KEY)[0][0]
         curve = jax.vmap(lambda e: self.losses.response(params, offset + e - u, valid))(jnp.asarray(CURVE)[:, None])

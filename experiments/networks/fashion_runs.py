@@ -85,7 +85,7 @@ def self_tune(log, run, config, plain, model, sets, budget: Budget, schedule: Pa
         now = eqx.combine(state.weights, state.responses, static)
         tested = {"test_loss": math.nan, "accuracy": math.nan}
         if value < best:
-            best, tested = value, judge(stn.materialise(now, None if method.centred else state.u), test)
+            best, tested = value, judge(stn.materialise(now, method.offset(plain.space, state.u)), test)
         last = {"seconds": entries["seconds"] - aside, "gradients": gradients(method, k * per_epoch, per_epoch)}
         others = {name: entry for name, entry in entries.items() if name not in ("seconds", "valid_loss")}
         log.write("step", run, k=k, value=value, **last, **tested, **others)

@@ -82,7 +82,7 @@ class Study:
 
         def current(state):
             network = eqx.combine(state.weights, state.responses, static)
-            return stn.bind(network, None if made.centred else state.u), state.steps
+            return stn.bind(network, made.offset(space, state.u)), state.steps
 
         run = self._run(name, {"method": method}, current, lambda **options: stn.tune(
             model, space, language.train_loss, language.valid_loss, self.train, self.valid, made, **options

@@ -152,7 +152,7 @@ def runs(
 
         state, _ = jax.lax.scan(step, state, jnp.arange(steps))
         model = eqx.combine(state.weights, state.responses, losses.static)
-        e = jnp.zeros(len(space)) if method.centred else state.u
+        e = jnp.zeros(len(space)) if method.centred else method.offset(space, state.u)
         response = jax.jacfwd(lambda e: jax.vmap(stn.bind(model, e))(jnp.eye(case.d))[:, 0])(e)
         return state.u, space.sigma(state.rho), losses.current(state, valid), response
 

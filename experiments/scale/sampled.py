@@ -1,6 +1,6 @@
-"""A regulariser learnt from 512 patches: all of them from the first step on, or mini-batches first.
+"""A regulariser learnt from 2 000 patches: all of them from the first step on, or mini-batches first.
 
-Convex ridge regularisers, 24 filters 5 x 5, on patches of BSD400. The certified default on all patches for ten minutes
+Convex ridge regularisers, 24 filters 5 x 5, on patches of BSD400. The certified default on all patches for half an hour
 of a processor; uncertified mini-batches and then the same default, for a third of that; ISGD for a third, its first
 step the best of a grid. `make sampled`.
 """

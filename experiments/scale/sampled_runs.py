@@ -57,7 +57,7 @@ def needs() -> None:
 
 def setting(packaged: bool, smoke: bool) -> Setting:
     images = bsd68_runs.images(packaged, smoke)[0]
-    size, count, budget, steps, taps = (16, 32, 6.0, 4, 3) if smoke else (64, 512, 600.0, 150, 5)
+    size, count, budget, steps, taps = (16, 32, 6.0, 4, 3) if smoke else (64, 2000, 1800.0, 450, 5)
     given = learning.examples(images, SIGMA, size=size, count=count, seed=SEED)
     source = "photographs" if packaged else "bsd400"
     config = {"source": source, "patches": count, "side": size, "taps": taps, "sigma": SIGMA, "budget": budget}
