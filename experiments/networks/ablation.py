@@ -14,7 +14,7 @@ tested.
 """
 
 import itertools
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import jax
@@ -111,16 +111,21 @@ def report(runs: dict[str, record.Run]) -> None:
 def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     style.use()
     table = groups(runs)
+    k = reduce(np.intersect1d, (run.steps["k"] for group in table.values() for run in group))  # logs are thinned
+
+    def courses(group, column):
+        return np.array([run.steps[column][np.isin(run.steps["k"], k)] for run in group])
+
     figure, axes = plt.subplots(1, 2, figsize=(10.8, 4.4), sharey=True)
     chain = ("Delta-STN", "not linearised", "nor decoupled", "nor centred", "STN", UNTUNED)
     sides = {
         "one part after another": [m for m in chain if m in table],
         "one part": [m for m in table if m not in chain[1:]],
     }
-    ends, k = [], next(iter(table.values()))[0].steps["k"]
+    ends = []
     for a, (title, methods) in zip(axes, sides.items(), strict=True):
         for method in methods:
-            loss = np.array([run.steps["valid_loss"] for run in table[method]])
+            loss = courses(table[method], "valid_loss")
             a.plot(k, loss.mean(0), color=COLOURS[method], label=method)
             a.fill_between(k, loss.min(0), loss.max(0), color=COLOURS[method], alpha=0.12, lw=0)
             ends.append(loss.mean(0))
@@ -136,8 +141,7 @@ def draw(runs: dict[str, record.Run], beside: Path, figures: Path) -> None:
     for a, column in zip(axes.flat, columns, strict=True):
         for method, group in table.items():
             if method != UNTUNED:
-                mean = np.mean([run.steps[column] for run in group], axis=0)
-                a.plot(group[0].steps["k"], mean, color=COLOURS[method], lw=1.3, label=method)
+                a.plot(k, courses(group, column).mean(0), color=COLOURS[method], lw=1.3, label=method)
         a.set(title=column, yscale="log" if column == "decay" else "linear")
     for a in axes[-1]:
         a.set(xlabel="epochs")

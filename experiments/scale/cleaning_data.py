@@ -4,6 +4,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from bilevel.problems import labelled
 
@@ -59,7 +60,7 @@ def judge(data: Images, theta: np.ndarray, w: np.ndarray) -> dict[str, float]:
 
 def histogram(data: Images, theta: np.ndarray) -> dict[str, list[int]]:
     """How many rows have which weight, in twenty classes from 0 to 1."""
-    weights = 1 / (1 + np.exp(-np.asarray(theta, np.float64).ravel()))
+    weights = expit(np.asarray(theta, np.float64).ravel())
     kinds = {"wrong": data.wrong, "right": ~data.wrong}
     return {name: np.histogram(weights[rows], 20, (0, 1))[0].tolist() for name, rows in kinds.items()}
 
