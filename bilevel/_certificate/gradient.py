@@ -44,8 +44,8 @@ class Hypergradient(eqx.Module):
     """z and omega >= ||z - grad f||; the adjoint q and its residual delta; the kind of certificate.
 
     `mu`, `eps`: those of the lower level, or what conjugate gradients have left of them where mu is an estimate.
-    `per_eps` and `per_delta`: what omega gains with eps and with delta, to first order. `certificate` is "proven",
-    "probable" (||J|| or L by Lanczos: fails with probability at most 1e-10) or "estimated".
+    omega ~ per_eps eps + per_delta delta + per_eps2 eps^2 + per_both eps delta; and no more at smaller eps and delta.
+    `certificate` is "proven", "probable" (||J|| or L by Lanczos: fails with probability at most 1e-10) or "estimated".
     """
 
     gradient: Vector
@@ -60,6 +60,8 @@ class Hypergradient(eqx.Module):
     cross_products: Count
     per_eps: Scalar
     per_delta: Scalar
+    per_eps2: Scalar
+    per_both: Scalar
     certificate: str = eqx.field(static=True)
 
 
@@ -110,9 +112,14 @@ def differentiate(
     known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, seed)
     achieved = solution.residual + noise
     beta = inequalities.adjoint_defect(eps, achieved, known.M_H, L_upper)
-    amplified = jnp.minimum(
-        inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
-    )
+
+    def amplification(eps):
+        return jnp.minimum(
+            inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
+        )
+
+    amplified, least = amplification(eps), amplification(jnp.zeros_like(eps))
+    rising = jnp.where((amplified > least) & jnp.isfinite(amplified), (amplified - least) / eps, 0)
     omega = inequalities.hypergradient_error(eps, beta, amplified, known.M_J, L_upper_theta)
     cancelled = 0.0 if constants.rounding_cross is None else constants.rounding_cross
     omega += rounding(known.J + cancelled, metric_norm(q, constants.metric), norm(g_theta), u)
@@ -130,8 +137,10 @@ def differentiate(
         z, size, omega, q, achieved, mu, eps, result,
         hessian_products=solution.products + extra_hessian,
         cross_products=jnp.asarray(overhead - extra_hessian, jnp.int32),
-        per_eps=amplified * (known.M_H + L_upper) + known.M_J + L_upper_theta,
-        per_delta=amplified,
+        per_eps=least * (known.M_H + L_upper) + known.M_J + L_upper_theta,
+        per_delta=least,
+        per_eps2=rising * (known.M_H + L_upper),
+        per_both=rising,
         certificate=weakest(certificate, lower.certificate),
     )  # fmt: skip
 

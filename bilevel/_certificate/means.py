@@ -110,6 +110,7 @@ def hypergradient(theta: Vector, means: Means, z: Sum, delta: float, dtype: np.d
         "error": (1 + 4 * u) * means.mean("omega") + 4 * u * means.mean("norm"),
         "delta": reached, "mu": means["least"].min(), "eps": (1 + 4 * u) * means.root("eps"),
         "per_eps": means.mean("per_eps") / root, "per_delta": means.mean("per_delta") * root,
+        "per_eps2": means.mean("per_eps2") / means.count, "per_both": means.mean("per_both"),
     }  # fmt: skip
     return Hypergradient(
         gradient=jax.tree.unflatten(jax.tree.structure(theta), [put(v, dtype) for v in leaves]),

@@ -24,7 +24,7 @@ from .local_curvature import local_cost
 from .value import Point, correction_cost
 
 POINT = ("value", "value_error", "below", "norm_g_x", "eps", "floor", "mu", "L")
-GRADIENT = ("omega", "norm", "delta", "per_eps", "per_delta", "least")
+GRADIENT = ("omega", "norm", "delta", "per_eps", "per_delta", "per_eps2", "per_both", "least")
 COUNTS = ("lower_gradients", "hessian_products", "cross_products", "solved", "differentiated")
 
 
@@ -118,7 +118,7 @@ def told(point: Point, hessian_products: Any, cross_products: Any = 0, out: Any 
     lower = point.lower
     numbers = [point.value, point.value_error, point.below, point.norm_g_x, lower.error, lower.floor, lower.mu, lower.L]
     if out is not None:
-        numbers += [out.error, out.norm, out.delta, out.per_eps, out.per_delta, out.mu]
+        numbers += [out.error, out.norm, out.delta, out.per_eps, out.per_delta, out.per_eps2, out.per_both, out.mu]
     (solved,), differentiated = jax.tree.leaves(lower.result), 0 if out is None else jax.tree.leaves(out.result)[0]
     counts = lower.lower_gradients, lower.hessian_products + hessian_products, cross_products, solved, differentiated
     kind = point.certificate if out is None else weakest(point.certificate, out.certificate)

@@ -1,6 +1,8 @@
 """Accuracy where a decision needs it: omega <= C ||z||, eps and delta having equal shares in it.
 
-    omega ~ per_eps eps + per_delta delta:       each gets its share of what omega may be, and less at every repetition
+    omega ~ per_eps eps + per_delta delta + per_eps2 eps^2 + per_both eps delta:
+
+each gets its share of what omega may be, and less at every repetition.
 
 ||grad f|| <= (1 + C) ||z|| at every step, so z -> 0 is stationarity. C is above one because the bound omega is 25 to
 800 times the error that it bounds. Where no step along z's descent directions is accepted, C falls to below one: then
@@ -14,7 +16,7 @@ from .._arguments import positive
 from .._results import RESULTS
 from .accuracy import AbstractAccuracy, first
 from .programs import Stop
-from .refine import SHARE, afford, split
+from .refine import SHARE, split
 
 CERTAIN = 0.5  # C at which -z certainly descends
 # The next point is asked for a fifth of what this one was, in the hope of a norm that is smaller.
@@ -55,13 +57,13 @@ class Balanced(AbstractAccuracy):
         return wanted
 
     def tighten(self, asked, reached, wanted, tries):
-        pers, accuracies = (reached.per_eps, reached.per_delta), (reached.eps, reached.delta)
-        eps, delta = split(SHARE / 2**tries * wanted, pers, accuracies, (asked.eps, asked.delta))
+        eps, delta = split(
+            SHARE / 2**tries * wanted, reached.per, (reached.eps, reached.delta), (asked.eps, asked.delta)
+        )
         return asked._replace(eps=eps, delta=delta)
 
     def settle(self, asked, reached):
-        wanted = NEXT * self.C * reached.norm
-        eps, delta = afford(wanted, reached.per_eps), afford(wanted, reached.per_delta)
+        eps, delta = reached.per.afford(NEXT * self.C * reached.norm)
         return asked._replace(eps=eps, delta=delta)
 
     def harder(self, asked, floor, judged):

@@ -18,7 +18,7 @@ from .method import ROUNDED, Info, State
 from .moves import observe, propose, query
 from .predict import AbstractPredictor
 from .programs import Meter, measure
-from .reached import Interval, Reached
+from .reached import Interval, Per, Reached
 from .refine import default_tolerance, refine, solved_to
 from .search import AbstractSearch, Judgement, Verdict
 
@@ -68,11 +68,11 @@ class Base:
         if self.gradient is None:
             return None
         gradient, lower = self.gradient, self.point.lower
-        numbers = gradient.norm, gradient.per_eps, gradient.per_delta, lower.floor, lower.L, lower.mu
-        whole, per_eps, per_delta, floor, L, mu = map(float, jax.device_get(numbers))
+        numbers = gradient.norm, lower.floor, lower.L, lower.mu
+        whole, floor, L, mu = map(float, jax.device_get(numbers))
         condition = L / mu if mu > 0 else math.inf
         return Reached(
-            self.eps, self.delta, self.norm, whole, self.omega, per_eps, per_delta, floor, condition, self.tol
+            self.eps, self.delta, self.norm, whole, self.omega, Per.of(gradient), floor, condition, self.tol
         )  # fmt: skip
 
     def within(self) -> bool:

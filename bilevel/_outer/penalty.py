@@ -132,7 +132,8 @@ class Penalty(AbstractGradient):
         base.gradient = Hypergradient(
             found.z, found.norm, jax.device_put(number(base, omega)), base.memory.q, jax.device_put(zero),
             lower.mu, lower.error, RESULTS.converged, *map(jax.device_put, np.zeros((2,), np.int32)),
-            per_eps=jax.device_put(number(base, 2 / t * float(found.amplified))), per_delta=jax.device_put(zero),
+            per_eps=jax.device_put(number(base, 2 / t * float(found.amplified))),
+            per_delta=jax.device_put(zero), per_eps2=jax.device_put(zero), per_both=jax.device_put(zero),
             certificate=weakest(lower.certificate, "proven" if found.certain else "probable"),
         )  # fmt: skip
         base.z, base.headed = found.z, None

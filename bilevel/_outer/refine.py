@@ -1,6 +1,8 @@
 """Accuracy until a question about the gradient at one theta is answered, and the tolerance that is asked by default.
 
-    omega ~ per_eps eps + per_delta delta:       each gets its share of what omega may be, and less at every repetition
+    omega ~ per_eps eps + per_delta delta + per_eps2 eps^2 + per_both eps delta:
+
+eps and delta each get a share of what omega may be, and less at every repetition.
 
 The default tolerance is a thousandth of a norm that is certified: with omega <= ||z||/2 at theta0,
 
@@ -19,6 +21,7 @@ from .._linalg.vectors import Box, Vector
 from .._results import RESULTS, told
 from .method import ROUNDED
 from .programs import Meter, Stop
+from .reached import Per
 
 DEFAULT_TOLERANCE = 1e-3
 SHARE = 0.4  # of eps, and of delta, in omega at the first attempt; the rest is for what is of second order
@@ -62,7 +65,7 @@ def refine(
                 break
             point = sharper
         else:
-            per = float(gradient.per_eps), float(gradient.per_delta)
+            per = Per.of(gradient)
             reached = float(point.lower.error), float(gradient.delta)
             eps, delta = split(share * wanted(gradient), per, reached)
             share /= 2
@@ -73,15 +76,11 @@ def refine(
     return point, gradient
 
 
-def afford(share: float, per: float) -> float:
-    """The accuracy whose part of omega is `share`."""
-    return share / per if per > 0 else math.inf
-
-
-def split(share: float, per: Pair, reached: Pair, most: Pair = (math.inf, math.inf)) -> Pair:
-    """The accuracies whose parts of omega are `share` each, at most `most`. Where both were reached already, what is
-    too large is of second order: half of each."""
-    eps, delta = (min(m, afford(share, p)) for m, p in zip(most, per, strict=True))
+def split(share: float, per: Per, reached: Pair, most: Pair = (math.inf, math.inf)) -> Pair:
+    """The accuracies whose parts of omega are `share` each, at most `most`. Where both were reached already, bounds
+    hold on too large a ball, or have moved with x: half of each."""
+    eps, delta = per.afford(share, most[0])
+    delta = min(most[1], delta)
     return (reached[0] / 2, reached[1] / 2) if eps >= reached[0] and delta >= reached[1] else (eps, delta)
 
 

@@ -66,7 +66,7 @@ class SlopeTest(AbstractSearch):
         """Where rounding makes omega a tenth of ||z||, to first order; that may lie below the base's."""
         if memory.free:
             return math.inf
-        lost = reached.floor * reached.per_eps
+        lost = reached.floor * reached.per.eps
         return math.log(reached.condition) + (math.log(reached.norm / 10 / lost) if lost > 0 else math.inf)
 
     def allowance(self, work):
