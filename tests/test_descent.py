@@ -12,7 +12,7 @@ import bilevel
 from bilevel import RESULTS
 from bilevel._outer.accuracy import Asked
 from bilevel._outer.programs import Meter
-from bilevel._outer.reached import Interval, Reached
+from bilevel._outer.reached import Interval, Per, Reached
 from bilevel._outer.search import Judgement, Step, Verdict
 from bilevel.problems import Quadratic, TotalVariation
 
@@ -168,7 +168,7 @@ ANY = Asked(1.0, 1.0)
 
 
 def reached(norm, omega):
-    return Reached(1.0, 1.0, norm, norm, omega, 1.0, 1.0, 0.0, 1.0, 0.0)
+    return Reached(1.0, 1.0, norm, norm, omega, Per(1.0, 1.0, 0.0, 0.0), 0.0, 1.0, 0.0)
 
 
 def interval(low, high):

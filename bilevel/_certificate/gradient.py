@@ -112,14 +112,7 @@ def differentiate(
     known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, seed)
     achieved = solution.residual + noise
     beta = inequalities.adjoint_defect(eps, achieved, known.M_H, L_upper)
-
-    def amplification(eps):
-        return jnp.minimum(
-            inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
-        )
-
-    amplified, least = amplification(eps), amplification(jnp.zeros_like(eps))
-    rising = jnp.where((amplified > least) & jnp.isfinite(amplified), (amplified - least) / eps, 0)
+    amplified, least, rising = _amplification(lower, known, mu, eps)
     omega = inequalities.hypergradient_error(eps, beta, amplified, known.M_J, L_upper_theta)
     cancelled = 0.0 if constants.rounding_cross is None else constants.rounding_cross
     omega += rounding(known.J + cancelled, metric_norm(q, constants.metric), norm(g_theta), u)
@@ -143,6 +136,19 @@ def differentiate(
         per_both=rising,
         certificate=weakest(certificate, lower.certificate),
     )  # fmt: skip
+
+
+def _amplification(lower, known, mu, eps):
+    """A >= ||H(xhat)^{-1} J(xhat)||, A0 for eps = 0, and (A - A0)/eps."""
+
+    def at(eps):
+        return jnp.minimum(
+            inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
+        )
+
+    amplified, least = at(eps), at(jnp.zeros_like(eps))
+    rises = (amplified > least) & jnp.isfinite(amplified)
+    return amplified, least, jnp.where(rises, (amplified - least) / eps, 0)
 
 
 def _complete(problem, constants, declared, x, theta, q, eps, g_x, seed):
