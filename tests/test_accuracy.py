@@ -27,6 +27,7 @@ def test_each_part_of_the_model_is_its_share(per):
 def test_what_omega_does_not_feel_may_be_anything():
     assert Per(0.0, 0.0, 0.0, 0.0).afford(1.0) == (math.inf, math.inf)
     assert Per(math.inf, math.inf, 0.0, 0.0).afford(1.0) == (0.0, 0.0)
+    assert Per(1.0, 1.0, math.inf, math.inf).afford(1.0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

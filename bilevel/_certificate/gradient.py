@@ -44,7 +44,8 @@ class Hypergradient(eqx.Module):
     """z and omega >= ||z - grad f||; the adjoint q and its residual delta; the kind of certificate.
 
     `mu`, `eps`: those of the lower level, or what conjugate gradients have left of them where mu is an estimate.
-    omega ~ per_eps eps + per_delta delta + per_eps2 eps^2 + per_both eps delta; and no more at smaller eps and delta.
+    omega ~ per_eps eps + per_delta delta + per_eps2 eps^2 + per_both eps delta, but for rounding: a model of
+    what it is at smaller eps and delta, by the bounds of this ball (and t of `Local`).
     `certificate` is "proven", "probable" (||J|| or L by Lanczos: fails with probability at most 1e-10) or "estimated".
     """
 
@@ -112,7 +113,7 @@ def differentiate(
     known, L_upper, L_upper_theta, certificate = _complete(problem, constants, declared, x, theta, q, eps, g_x, seed)
     achieved = solution.residual + noise
     beta = inequalities.adjoint_defect(eps, achieved, known.M_H, L_upper)
-    amplified, least, rising = _amplification(lower, known, mu, eps)
+    amplified, least, slope = _amplification(lower, known, mu, eps)
     omega = inequalities.hypergradient_error(eps, beta, amplified, known.M_J, L_upper_theta)
     cancelled = 0.0 if constants.rounding_cross is None else constants.rounding_cross
     omega += rounding(known.J + cancelled, metric_norm(q, constants.metric), norm(g_theta), u)
@@ -132,23 +133,22 @@ def differentiate(
         cross_products=jnp.asarray(overhead - extra_hessian, jnp.int32),
         per_eps=least * (known.M_H + L_upper) + known.M_J + L_upper_theta,
         per_delta=least,
-        per_eps2=rising * (known.M_H + L_upper),
-        per_both=rising,
+        per_eps2=slope * (known.M_H + L_upper),
+        per_both=slope,
         certificate=weakest(certificate, lower.certificate),
     )  # fmt: skip
 
 
 def _amplification(lower, known, mu, eps):
-    """A >= ||H(xhat)^{-1} J(xhat)||, A0 for eps = 0, and (A - A0)/eps."""
+    """A >= ||H(xhat)^{-1} J(xhat)||, A0 at eps = 0, and a slope: A0 + slope e bounds A at every e <= eps."""
 
-    def at(eps):
-        return jnp.minimum(
-            inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
-        )
+    def both(eps):
+        return inequalities.amplification(eps, known.J, known.L_J, mu), lower.local.amplification(eps, known.L_J)
 
-    amplified, least = at(eps), at(jnp.zeros_like(eps))
-    rises = (amplified > least) & jnp.isfinite(amplified)
-    return amplified, least, jnp.where(rises, (amplified - least) / eps, 0)
+    (one, other), (one_at_0, other_at_0) = both(eps), both(jnp.zeros_like(eps))
+    least, own = jnp.minimum(one_at_0, other_at_0), jnp.where(one_at_0 <= other_at_0, one, other)
+    rises = (own > least) & jnp.isfinite(own)
+    return jnp.minimum(one, other), least, jnp.where(rises, (own - least) / jnp.where(rises, eps, 1), 0)
 
 
 def _complete(problem, constants, declared, x, theta, q, eps, g_x, seed):

@@ -23,9 +23,9 @@ class Per(NamedTuple):
 
     def afford(self, share: float, most: float = math.inf) -> tuple[float, float]:
         """The eps, at most `most`, and the delta beside it whose parts of omega are `share` each."""
-        root = self.eps + math.hypot(self.eps, 2 * math.sqrt(self.eps2 * share))
+        root = self.eps + math.hypot(self.eps, 2 * math.sqrt(max(0.0, self.eps2 * share)))
         eps = min(most, 2 * share / root if root > 0 else math.inf)
-        steep = self.delta + (self.both * eps if self.both > 0 and eps < math.inf else 0)
+        steep = self.delta + (self.both * eps if self.both > 0 and 0 < eps < math.inf else 0)
         return eps, share / steep if steep > 0 else math.inf
 
 

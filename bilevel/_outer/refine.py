@@ -24,7 +24,7 @@ from .programs import Meter, Stop
 from .reached import Per
 
 DEFAULT_TOLERANCE = 1e-3
-SHARE = 0.4  # of eps, and of delta, in omega at the first attempt; the rest is for what is of second order
+SHARE = 0.4  # of eps, and of delta, in omega at the first attempt; the rest is for rounding and bounds that move with x
 Pair = tuple[float, float]  # of eps and delta
 
 
@@ -79,8 +79,8 @@ def refine(
 def split(share: float, per: Per, reached: Pair, most: Pair = (math.inf, math.inf)) -> Pair:
     """The accuracies whose parts of omega are `share` each, at most `most`. Where both were reached already, bounds
     hold on too large a ball, or have moved with x: half of each."""
-    eps, delta = per.afford(share, most[0])
-    delta = min(most[1], delta)
+    eps, _ = per.afford(share, most[0])
+    delta = min(most[1], per.afford(share, min(most[0], reached[0]))[1])  # x is not made coarser again
     return (reached[0] / 2, reached[1] / 2) if eps >= reached[0] and delta >= reached[1] else (eps, delta)
 
 

@@ -2,7 +2,8 @@
 
 (a) w      -=  gradient of  L_train(y(w), u)                               decoupled: else w and phi both from (b)
 (b) phi    -=  gradient of  E_e L_train(y(w) + dy/de (w, phi) e, u + e)    linearised: else y(w, phi, e); centred: else
-                                            the gates see u - u_0 + e, u_0 the start; e ~ N(0, sigma^2)
+                                                                           the gates see e and how far u is from its
+                                                                           start; e ~ N(0, sigma^2)
 (c) u, rho -=  gradient of  E_e L_valid - tau entropy(rho)                 learned scales: else rho stays; entropy: tau
 pairs      e and -e, on half of the batch: else e alone, on all of it
 
