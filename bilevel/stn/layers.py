@@ -2,10 +2,10 @@
 
     y = W x + b  +  s * (W' x) + s' * b',     s = V e,  s' = C e        (arXiv 1903.03088, section 3.2)
 
-e is the gates' input: the hyperparameters' offset from their current value (Delta-STN, arXiv 2010.13514), or their
-offset from their start, u - u_0 + e (STN). s and s' have one entry per output unit, channel or LSTM gate unit. V = C =
-0 at the start, so a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix
-W + diag(s) W', which differs from example to example, is never formed.
+e is the gates' input: the hyperparameters' offset from their current value (Delta-STN, arXiv 2010.13514), or from their
+start, u - u_0 + e (STN). s and s' have one entry per output unit, channel or LSTM gate unit. V = C = 0 at the start, so
+a converted layer computes what it did before. Under vmap only x, s and s' carry the batch: the matrix W + diag(s) W',
+which differs from example to example, is never formed.
 
 A layer that is most of the network may have the rows of W' in common instead: B, r rows of inputs, and r gates for each
 unit, y = W x + b + sum_k s_ik <B_k, x>, a response of rank r for each draw, which costs little.
